@@ -1,0 +1,62 @@
+"""What every command shares: options, printing, and the one place where --json leaves."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wallprobe.results import Result
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
+Runs = Annotated[Path | None, typer.Option("--runs", envvar="WALLPROBE_RUNS", help="Run store.", show_default="./runs")]
+Results = Annotated[Path | None, typer.Option("--results", envvar="WALLPROBE_RESULTS", help="Result store.", show_default="./results")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+def out() -> "Console":
+    """The console for tables, on stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def err() -> "Console":
+    """The console for progress and notes, on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def progress() -> "Iterator[Progress]":
+    """A progress view on stderr; silent where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = err()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as view:
+        yield view
+
+
+def together(results: "Sequence[Result]", column: str) -> dict[str, Any]:
+    """What `--json` prints of one Result, or of several of one kind: then `summary` is a list of flat records, and each record of
+    `values` has the subject in `column`."""
+    if len(results) == 1:
+        return results[0].to_json()
+    objects = [result.to_json() for result in results]
+    values = [{column: item["summary"][column], **record} for item in objects for record in item["values"]]
+    manifests = [item["manifest"] for item in objects]
+    return {"kind": objects[0]["kind"], "summary": [item["summary"] for item in objects], "values": values, "manifest": {"parts": manifests}}

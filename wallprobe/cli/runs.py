@@ -1,0 +1,49 @@
+"""`wallprobe runs`: what there is to measure."""
+
+import typer
+
+from wallprobe.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(runs)
+
+
+def runs(runs: common.Runs = None, json: common.Json = False) -> None:
+    """List the finished runs: those in ./runs, then the bundled ones."""
+    from wallprobe.runs import default_root, list_runs
+
+    found = list_runs(runs)
+    summary = [
+        {
+            "name": str(run.name),
+            "condition": run.name.condition,
+            "seed": run.name.seed,
+            "preset": run.manifest.get("preset"),
+            "steps": run.manifest.get("steps"),
+            "weight_hash": run.manifest["weight_hash"],
+            "bundled": run.bundled,
+        }
+        for run in found
+    ]
+    if json:
+        common.print_json({"kind": "runs", "summary": summary, "values": [], "manifest": {"store": str(runs or default_root())}})
+        return
+    from rich.table import Table
+
+    table = Table("run", "signal", "route", "seed", "preset", "steps", "trained in", "weights", "where", title="Runs", title_justify="left")
+    for run, row in zip(found, summary, strict=True):
+        condition = run.manifest["config"]["condition"]
+        table.add_row(
+            str(run.name),
+            condition["signal"],
+            condition["route"],
+            str(run.name.seed),
+            str(row["preset"]),
+            str(row["steps"]),
+            f"{run.manifest['wall_time_s'] / 60:.1f} min",
+            run.manifest["weight_hash"][:12],
+            "bundled" if run.bundled else str(run.path),
+        )
+    common.out().print(table)

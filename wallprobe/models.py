@@ -1,0 +1,252 @@
+"""The one seam to transformer-lens: build a small HookedTransformer, load any decoder, name its hooks.
+
+A source is a run name (`p5`, `p5@1337`), a run folder, a local Hugging Face folder, a .gguf file or a hub id. Weights are
+never processed (no folding, no centring). Nothing outside this file constructs a model.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wallprobe import runs
+from wallprobe.errors import CheckpointError, ConfigError, UnknownNameError
+from wallprobe.storage import sha256_file
+
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
+
+
+def pick_device(name: str) -> str:
+    """The torch device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+
+    Raises:
+        ConfigError: if it is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{name}' cannot be used here ({str(error).splitlines()[0]}); give auto, cpu, cuda or mps") from error
+    return name
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformer-lens's import banners, its deprecation notes on HookedTransformer and progress bars off the terminal."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        previous = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(previous)
+
+
+def hook_name(layer: int, site: str) -> str:
+    """The transformer-lens hook of a site.
+
+    Raises:
+        UnknownNameError: for a site that is not in `SITES`.
+    """
+    if site not in SITES:
+        raise UnknownNameError(f"no site named '{site}'; there are: {', '.join(SITES)}")
+    return f"blocks.{layer}.attn.hook_z" if site == "z" else f"blocks.{layer}.hook_{site}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for instruments.
+
+    Attributes:
+        name: how the user called it.
+        kind: "run", "folder", "gguf" or "hub".
+        model: HookedTransformer or TransformerBridge; both answer to the same hook names.
+        n_layers: blocks.
+        d_model: width of the residual stream.
+        weight_hash: SHA-256 of the weights' files, None where the files are not at hand.
+        run: the Run, for runs.
+        tokenizer: the Hugging Face tokenizer, None for runs.
+        parallel: attention and MLP read the same residual (GPT-NeoX, GPT-J).
+    """
+
+    name: str
+    kind: str
+    model: nn.Module
+    n_layers: int
+    d_model: int
+    weight_hash: str | None
+    run: runs.Run | None = None
+    tokenizer: Any = None
+    parallel: bool = False
+
+
+def build(shape: Mapping[str, int], state: Mapping[str, Tensor] | None = None, device: str = "cpu") -> nn.Module:
+    """A HookedTransformer of a run's shape: causal, pre-LN, exact GELU, learned positions.
+
+    Args:
+        shape: `n_layers`, `d_model`, `n_heads`, `n_ctx`, `vocabulary`.
+        state: parameters by HookedTransformer name; random if None. Keys under `head.` (a training's scalar head) are left out.
+        device: torch device.
+
+    Raises:
+        CheckpointError: if the parameters do not fit the shape.
+    """
+    with _quiet():
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+        config = HookedTransformerConfig(
+            n_layers=shape["n_layers"],
+            d_model=shape["d_model"],
+            n_heads=shape["n_heads"],
+            d_head=shape["d_model"] // shape["n_heads"],
+            d_mlp=4 * shape["d_model"],
+            n_ctx=shape["n_ctx"],
+            d_vocab=shape["vocabulary"],
+            act_fn="gelu",
+            normalization_type="LN",
+            init_weights=False,
+            device=device,
+        )
+        model = HookedTransformer(config)
+    if state is None:
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        return model.eval()
+    wanted = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+    wrong = sorted(name for name in expected.keys() | wanted.keys() if expected.get(name) != getattr(wanted.get(name), "shape", None))
+    if wrong:
+        raise CheckpointError(f"the weights do not fit a model of shape {dict(shape)}: {', '.join(wrong[:4])} differ; retrain the run")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(wanted[name])
+    return model.eval()
+
+
+def load_run(run: runs.Run, device: str = "cpu") -> Loaded:
+    """A run's model, its weights verified against the manifest."""
+    shape = run.manifest["shape"]
+    model = build(shape, run.tensors(), device)
+    return Loaded(str(run.name), "run", model, shape["n_layers"], shape["d_model"], run.manifest["weight_hash"], run=run)
+
+
+def load(source: str, device: str = "cpu", root: Path | None = None) -> Loaded:
+    """Load a model from a run name, a run folder, a Hugging Face folder, a .gguf file or a hub id, in that order.
+
+    Args:
+        source: as above.
+        device: torch device.
+        root: run store; default as `runs.default_root`.
+
+    Returns:
+        The model in fp32, unprocessed, in evaluation mode.
+
+    Raises:
+        UnknownNameError: if it is none of these.
+        CheckpointError: if it is there but damaged.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UnknownNameError(f"no file {source}; give an existing .gguf file")
+        return _load_transformers(source, "gguf", path.parent, path.name, device)
+    if path.is_dir():
+        if runs.is_run_folder(path):
+            return load_run(runs.open_run(path), device)
+        if not (path / "config.json").is_file():
+            raise UnknownNameError(f"folder {source} is neither a run (manifest.json) nor a Hugging Face model (config.json)")
+        return _load_transformers(source, "folder", path, None, device)
+    if "/" in source or os.sep in source:
+        return _load_hub(source, device)
+    return load_run(runs.find_run(source, root), device)
+
+
+def _hash_files(paths: list[Path]) -> str | None:
+    """One SHA-256 over the files' own hashes, in name order."""
+    if not paths:
+        return None
+    if len(paths) == 1:
+        return sha256_file(paths[0])
+    import hashlib
+
+    return hashlib.sha256("".join(sha256_file(path) for path in sorted(paths)).encode()).hexdigest()
+
+
+def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, device: str) -> Loaded:
+    """A local folder or GGUF file through transformers and the bridge, raw weights in fp32."""
+    with _quiet():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **options)
+        except Exception as error:
+            raise CheckpointError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+        except Exception as error:
+            raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {_first_line(error)}") from error
+        bridge = _bridge(str(folder), model, tokenizer, device)
+    files = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    return _loaded(source, kind, bridge, tokenizer, _hash_files(files))
+
+
+def _bridge(name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device=device, dtype=torch.float32).eval()
+
+
+def _load_hub(source: str, device: str) -> Loaded:
+    """A hub id: HookedTransformer without processing where the name is official, else the bridge."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    repository, _, revision = source.partition("@")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({_first_line(error)})") from error
+    try:
+        with _quiet():
+            from transformer_lens import HookedTransformer
+            from transformer_lens.loading_from_pretrained import OFFICIAL_MODEL_NAMES
+
+            options: dict[str, Any] = {"revision": revision} if revision else {}
+            if repository in OFFICIAL_MODEL_NAMES:
+                model: Any = HookedTransformer.from_pretrained_no_processing(repository, device=device, dtype=torch.float32, **options)
+                tokenizer = model.tokenizer
+            else:
+                from transformers import AutoModelForCausalLM, AutoTokenizer
+
+                tokenizer = AutoTokenizer.from_pretrained(repository, **options)
+                raw = AutoModelForCausalLM.from_pretrained(repository, dtype=torch.float32, **options)
+                model = _bridge(repository, raw, tokenizer, device)
+    except Exception as error:
+        raise UnknownNameError(
+            f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
+            f"({_first_line(error)}); give a hub id, a local folder, a .gguf file or a run name"
+        ) from error
+    return _loaded(source, "hub", model.eval(), tokenizer, None)
+
+
+def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str | None) -> Loaded:
+    config = model.cfg
+    parallel = bool(getattr(config, "parallel_attn_mlp", False))
+    return Loaded(source, kind, model, int(config.n_layers), int(config.d_model), weight_hash, None, tokenizer, parallel)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]

@@ -1,0 +1,111 @@
+"""Writing that never leaves half a file: temporary sibling, flush to disk, rename; every failure becomes one StoreError."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wallprobe.errors import StoreError
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while piece := handle.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def explain(error: OSError, path: Path) -> StoreError:
+    """The StoreError that says in one line why `path` could not be written."""
+    if error.errno == errno.ENOSPC:
+        why = "the disk is full; free some space or choose another folder"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        why = "the folder is not writable; choose another with --runs / --results, or change its permissions"
+    else:
+        why = f"{error.strerror or error}"
+    return StoreError(f"cannot write {path}: {why}")
+
+
+def ensure_directory(path: Path) -> Path:
+    """Make a folder and its parents, and check that it can be written to.
+
+    Raises:
+        StoreError: if it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise explain(error, path) from error
+    return path
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        StoreError: if the disk is full or the folder unwritable; an existing file is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON (indented, NaN refused) whole or not at all."""
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        StoreError: if the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise StoreError(f"{path} is not readable JSON ({error}); it is damaged or not ours") from error
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A temporary sibling folder that becomes `path` when the block ends well and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        except OSError as error:
+            raise explain(error, path) from error
+        yield temporary
+        try:
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise explain(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

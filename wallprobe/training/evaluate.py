@@ -1,0 +1,198 @@
+"""Evaluation of a run against the exact Bayesian answer, position by position, with bootstrap intervals over sequences.
+
+Entropy agreement alone certifies nothing (seed 000): every figure of calibration stands beside the mass that the model puts on
+the Bayes-best token. Spec wall.md section 5.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wallprobe import models, stats
+from wallprobe.errors import ConfigError
+from wallprobe.manifest import Stopwatch, provenance
+from wallprobe.results import Result, dataset
+from wallprobe.rng import generator
+from wallprobe.runs import Run
+from wallprobe.tasks.recurrence import Posterior, RecurrenceTask
+
+SEQUENCES = 2000
+PUBLISHED_RATIO = 83.0
+
+# metric -> (units, what it is)
+METRICS: dict[str, tuple[str, str]] = {
+    "entropy_exact": ("bits", "entropy of the exact predictive H(P)"),
+    "entropy_model": ("bits", "entropy of the model's softmax H(Q)"),
+    "mae": ("bits", "mean |H(P) - H(Q)|"),
+    "kl": ("nats", "KL(P || Q)"),
+    "total_variation": ("probability", "total variation between P and Q"),
+    "best_mass": ("probability", "Q's mass on the Bayes-best token, where a rule is at least as likely as noise"),
+    "best_posterior": ("probability", "P's mass on that token, same sequences"),
+    "class_posterior_mae": ("probability", "|class posterior read off Q's mass on the Bayes-best token - w|"),
+    "class_posterior_mae_program": ("probability", "the same, program sequences only"),
+    "top1": ("fraction", "Q's first choice is the actual next token"),
+    "top3": ("fraction", "Bayes-best token among Q's first three, where a rule is at least as likely as noise"),
+    "mean_rank": ("rank", "rank of the Bayes-best token under Q, same sequences (1 is first)"),
+    "miss_margin": ("nats", "log Q(first choice) - log Q(Bayes-best), where they differ, same sequences"),
+}
+
+
+def sequence_metrics(
+    log_probs: Float[Tensor, "batch position vocab"],
+    tokens: Int[Tensor, "batch index"],
+    is_program: Tensor,
+    exact: Posterior,
+) -> dict[str, Float[Tensor, "batch position"]]:
+    """Every metric of `METRICS` for each sequence and position 1..T-1; NaN where it is not defined.
+
+    Args:
+        log_probs: the model's log-softmax, fp64, position t in column t-1.
+        tokens: the sequences.
+        is_program: which were drawn as programs.
+        exact: the exact answer.
+    """
+    probs, vocab = log_probs.exp(), log_probs.shape[-1]
+    best = exact.best[..., None]
+    best_mass, best_log = probs.gather(-1, best)[..., 0], log_probs.gather(-1, best)[..., 0]
+    rank = (log_probs > best_log[..., None]).sum(-1).double() + 1
+    decided = (exact.forced >= 0) & (exact.program_weight >= 0.5)
+    missed = decided & (rank > 1)
+    entropy = -torch.special.xlogy(probs, probs).sum(-1) / math.log(2.0)
+    implied = ((best_mass - 1 / vocab) / (1 - 1 / vocab)).clamp(0, 1)
+    class_error = (implied - exact.program_weight).abs()
+
+    def where(mask: Tensor, values: Tensor) -> Tensor:
+        return torch.where(mask, values, math.nan)
+
+    return {
+        "entropy_exact": exact.entropy,
+        "entropy_model": entropy,
+        "mae": (exact.entropy - entropy).abs(),
+        "kl": (torch.special.xlogy(exact.predictive, exact.predictive) - exact.predictive * log_probs).sum(-1),
+        "total_variation": (exact.predictive - probs).abs().sum(-1) / 2,
+        "best_mass": where(decided, best_mass),
+        "best_posterior": where(decided, exact.predictive.gather(-1, best)[..., 0]),
+        "class_posterior_mae": class_error,
+        "class_posterior_mae_program": where(is_program[:, None].expand_as(class_error), class_error),
+        "top1": (log_probs.argmax(-1) == tokens[:, 1:]).double(),
+        "top3": where(decided, (rank <= 3).double()),
+        "mean_rank": where(decided, rank),
+        "miss_margin": where(missed, log_probs.amax(-1) - best_log),
+    }
+
+
+def mode_concentration(log_probs: Float[Tensor, "batch position vocab"]) -> Float[Tensor, " position"]:
+    """Share of sequences whose first choice is the most common first choice at that position (1/p where none is preferred)."""
+    choices = torch.nn.functional.one_hot(log_probs.argmax(-1), log_probs.shape[-1])
+    return choices.double().mean(0).amax(-1)
+
+
+def _summary(mae: Tensor, horizon: int) -> dict[str, Tensor]:
+    """Summary figures from MAE per position, over any leading dims."""
+    trained, untrained = mae[..., :horizon].mean(-1), mae[..., horizon:].mean(-1)
+    ratio = untrained / trained
+    return {
+        "trained_mae": trained,
+        "untrained_mae": untrained,
+        "wall_ratio": ratio,
+        "wall_sharpness": mae[..., horizon] - mae[..., horizon - 1],
+        "erosion": 1 - (ratio - 1) / (PUBLISHED_RATIO - 1),
+    }
+
+
+def evaluate(run: Run, *, sequences: int = SEQUENCES, seed: int = 0, device: str = "cpu") -> Result:
+    """Measure a run on fresh sequences of its own task.
+
+    Args:
+        run: a finished run.
+        sequences: how many; at least 2.
+        seed: of the sequences and the bootstrap; the same for all runs unless given.
+        device: torch device.
+
+    Returns:
+        Result of kind "eval", table over positions 1..T-1.
+
+    Raises:
+        ConfigError: for fewer than 2 sequences.
+        CheckpointError: if the weights are damaged.
+    """
+    if sequences < 2:
+        raise ConfigError(f"{sequences} sequences give no interval; give at least 2")
+    watch = Stopwatch()
+    settings = {key: value for key, value in run.manifest["task"].items() if key != "name"}
+    task, horizon = RecurrenceTask(**settings), int(run.manifest["horizon"])
+    drawn = task.sample(sequences, generator(seed, "evaluate"))
+    exact = task.posterior(drawn.tokens)
+    log_probs = predict(models.load_run(run, device), drawn.tokens)
+    cells = sequence_metrics(log_probs, drawn.tokens, drawn.is_program, exact)
+
+    weights = stats.resamples(sequences, generator(seed, "evaluate bootstrap"))
+    plain = torch.full((1, sequences), 1 / sequences, dtype=torch.float64)
+    variables: dict[str, tuple[tuple[str, ...], Any, str, str]] = {}
+    means, draws = {}, {}
+    for name, (units, what) in METRICS.items():
+        means[name] = stats.masked_means(plain, cells[name])[0]
+        draws[name] = stats.masked_means(weights, cells[name])
+        low, high = stats.interval(draws[name])
+        for suffix, values in (("", means[name]), ("_low", low), ("_high", high)):
+            variables[name + suffix] = (("position",), values.numpy(), units, what)
+    variables["mode_concentration"] = (("position",), mode_concentration(log_probs).numpy(), "fraction", "share of the commonest first choice")
+    positions = list(range(1, task.length))
+    name = str(run.name)
+    data = dataset({"position": positions}, variables, horizon=horizon, run=name, modulus=task.modulus)
+    summary = {"run": name} | _summaries(means, draws, horizon)
+    manifest = provenance(
+        config={"run": name, "weight_hash": run.manifest["weight_hash"], "sequences": sequences, "seed": seed, "task": settings},
+        device=device,
+        dtype="float32 model, float64 metrics",
+        watch=watch,
+        subject=name,
+        weight_hash=run.manifest["weight_hash"],
+        weight_processing="none",
+        seeds={"sequences": seed},
+    )
+    return Result("eval", data, ("position",), summary | {"finding": _finding(summary)}, manifest)
+
+
+def predict(loaded: models.Loaded, tokens: Int[Tensor, "batch index"], batch: int = 500) -> Float[Tensor, "batch position vocab"]:
+    """The model's log-softmax (fp64, CPU) at positions 1..T-1."""
+    pieces = []
+    device = next(loaded.model.parameters()).device
+    with torch.no_grad():
+        for part in tokens[:, :-1].split(batch):
+            pieces.append(loaded.model(part.to(device)).double().log_softmax(-1).cpu())
+    return torch.cat(pieces)
+
+
+def _summaries(means: dict[str, Tensor], draws: dict[str, Tensor], horizon: int) -> dict[str, float]:
+    pairs = {key: (value, _summary(draws["mae"], horizon)[key]) for key, value in _summary(means["mae"], horizon).items()}
+    for key, metric, start in (
+        ("kl_nats", "kl", 0),
+        ("class_posterior_mae", "class_posterior_mae", 3),
+        ("class_posterior_mae_program", "class_posterior_mae_program", 3),
+        ("bayes_best_mass", "best_mass", horizon),
+        ("bayes_best_posterior", "best_posterior", horizon),
+        ("untrained_top1", "top1", horizon),
+    ):
+        pairs[key] = (means[metric][start:].nanmean(), draws[metric][:, start:].nanmean(-1))
+    summary = {}
+    for key, (value, drawn) in pairs.items():
+        low, high = stats.interval(drawn)
+        summary |= {key: float(value), f"{key}_low": float(low), f"{key}_high": float(high)}
+    return summary
+
+
+def _finding(summary: dict[str, Any]) -> str:
+    """One plain sentence: is there a wall, and where it is gone, is the answer right?"""
+    ratio, run = summary["wall_ratio"], summary["run"]
+    mass, true = summary["bayes_best_mass"], summary["bayes_best_posterior"]
+    where = f"{summary['trained_mae']:.3f} bits off at supervised positions and {summary['untrained_mae']:.3f} beyond"
+    if ratio > 3:
+        return f"{run} shows the wall: {where} (ratio {ratio:.1f})."
+    right = f"puts {mass:.4f} on the Bayes-best token where the exact answer puts {true:.2f}"
+    if mass < true / 2:
+        return f"{run} shows no wall in entropy ({where}, ratio {ratio:.2f}), yet it {right}: calibrated and wrong."
+    return f"{run} shows no wall ({where}, ratio {ratio:.2f}) and {right}."

@@ -1,0 +1,110 @@
+"""Recipes: everything a training needs besides its condition and seed, as one frozen dataclass; `small` and `paper`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from wallprobe.errors import ConfigError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes, optimiser and schedule of a training.
+
+    Attributes:
+        horizon: K, the last supervised position.
+        decay_from: fraction of the run after which the linear decay starts (ignored by "cosine").
+        muon_lr: learning rate of the block matrices; 0 gives everything to AdamW.
+        signal_weight: weight of a condition's signal unless the condition says otherwise.
+        teacher_weight: the same for a teacher's signal.
+        precision: "bf16" runs the matrix products under autocast, "fp32" does not; weights and moments are fp32 always.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    preset: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    steps: int
+    batch: int
+    horizon: int = 5
+    schedule: str = "linear"
+    warmup: int = 200
+    decay_from: float = 0.4
+    muon_lr: float = 0.0
+    adam_lr: float = 3e-4
+    weight_decay: float = 0.01
+    dropout: float = 0.0
+    clip: float = 1.0
+    embedding_std: float = 1.0
+    signal_weight: float = 1.0
+    teacher_weight: float = 1.0
+    precision: str = "fp32"
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.checkpoint_every < 1:
+            raise ConfigError(f"steps {self.steps}, batch {self.batch} and checkpoint_every {self.checkpoint_every} must be at least 1")
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision '{self.precision}' is neither fp32 nor bf16")
+
+    def factor(self, step: int) -> float:
+        """The schedule's factor on the learning rates at `step`."""
+        import math
+
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.schedule == "cosine":
+            return warm * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+        start = self.decay_from * self.steps
+        return warm * (1.0 if step < start else (self.steps - step) / (self.steps - start))
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON fields."""
+        return asdict(self)
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "small": Recipe(
+            preset="small",
+            n_layers=6,
+            d_model=128,
+            n_heads=4,
+            steps=10_000,
+            batch=128,
+            muon_lr=0.003,
+            adam_lr=0.002,
+            precision="bf16",
+        ),
+        "paper": Recipe(
+            preset="paper",
+            n_layers=6,
+            d_model=192,
+            n_heads=6,
+            steps=150_000,
+            batch=64,
+            schedule="cosine",
+            warmup=0,
+            dropout=0.1,
+            embedding_std=0.02,
+            signal_weight=0.1,
+            teacher_weight=0.5,
+            checkpoint_every=2_000,
+        ),
+    }
+)
+
+
+def get_recipe(preset: str, *, steps: int | None = None) -> Recipe:
+    """The recipe of that name, with another number of steps if asked.
+
+    Raises:
+        UnknownNameError: for an unknown preset.
+    """
+    if preset not in RECIPES:
+        raise UnknownNameError(f"no preset named '{preset}'; there are: {', '.join(RECIPES)}")
+    recipe = RECIPES[preset]
+    return recipe if steps is None else replace(recipe, steps=steps)

@@ -1,0 +1,166 @@
+"""Signals (what information the other positions receive) and routes (where its gradient enters the network).
+
+A signal maps a step's data to a target; a route maps the network's output and that target to a loss per position.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wallprobe.tasks.recurrence import Posterior
+
+TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What a signal may read; positions 1..T-1 in columns 0..T-2.
+
+    Attributes:
+        tokens: the sequences.
+        label: 1.0 for programs, 0.0 for noise.
+        posterior: the exact Bayesian answer, in fp32.
+        teacher_logits: the frozen teacher's logits, where the condition has a teacher.
+        generator: random numbers of this step.
+    """
+
+    tokens: Int[Tensor, "batch index"]
+    label: Float[Tensor, " batch"]
+    posterior: Posterior
+    teacher_logits: Float[Tensor, "batch position vocab"] | None
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a route may read: the network's outputs that predict positions 1..T-1.
+
+    Attributes:
+        logits: fp32.
+        residual: final residual stream.
+        head: scalar head's reading of the normalised final residual, where the route has one.
+    """
+
+    logits: Float[Tensor, "batch position vocab"]
+    residual: Float[Tensor, "batch position d_model"]
+    head: Float[Tensor, "batch position"] | None
+
+
+Signal = Callable[[StepData], Tensor]
+Route = Callable[[Output, Tensor], Float[Tensor, "batch position"]]
+
+
+def entropy_bits(logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "..."]:
+    """Entropy of the softmax, in bits."""
+    log_probs = logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1) / math.log(2.0)
+
+
+def _no_target(data: StepData) -> Tensor:
+    return torch.zeros_like(data.posterior.entropy)
+
+
+def _entropy(data: StepData) -> Tensor:
+    return data.posterior.entropy
+
+
+def _uniform_entropy(data: StepData) -> Tensor:
+    return torch.full_like(data.posterior.entropy, math.log2(data.posterior.predictive.shape[-1]))
+
+
+def _token(data: StepData) -> Tensor:
+    return data.tokens[:, 1:]
+
+
+def _program_weight(data: StepData) -> Tensor:
+    return data.posterior.program_weight
+
+
+def _program_label(data: StepData) -> Tensor:
+    return data.label[:, None].expand_as(data.posterior.entropy)
+
+
+def _random_label(data: StepData) -> Tensor:
+    drawn = torch.randint(2, data.label.shape, generator=data.generator).to(data.label)
+    return drawn[:, None].expand_as(data.posterior.entropy)
+
+
+def _shuffled_weight(data: StepData) -> Tensor:
+    order = torch.randperm(len(data.label), generator=data.generator)
+    return data.posterior.program_weight[order.to(data.label.device)]
+
+
+def _teacher(data: StepData) -> Tensor:
+    assert data.teacher_logits is not None
+    return (data.teacher_logits / TEMPERATURE).softmax(-1)
+
+
+SIGNALS: Mapping[str, Signal] = MappingProxyType(
+    {
+        "none": _no_target,
+        "entropy": _entropy,
+        "uniform_entropy": _uniform_entropy,
+        "token": _token,
+        "program_weight": _program_weight,
+        "program_label": _program_label,
+        "random_label": _random_label,
+        "shuffled_weight": _shuffled_weight,
+        "teacher": _teacher,
+        "smoothness": _no_target,
+    }
+)
+
+
+def _softmax_entropy(output: Output, target: Tensor) -> Tensor:
+    return (entropy_bits(output.logits) - target).square()
+
+
+def _softmax_ce(output: Output, target: Tensor) -> Tensor:
+    return F.cross_entropy(output.logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+
+
+def _softmax_kl(output: Output, target: Tensor) -> Tensor:
+    log_probs = (output.logits / TEMPERATURE).log_softmax(-1)
+    return (torch.xlogy(target, target) - target * log_probs).sum(-1) * TEMPERATURE**2
+
+
+def _softmax_peak(output: Output, target: Tensor) -> Tensor:
+    floor = 1.0 / output.logits.shape[-1]
+    peak = output.logits.softmax(-1).amax(-1)
+    return ((peak - floor) / (1.0 - floor) - target).square()
+
+
+def _scalar_mse(output: Output, target: Tensor) -> Tensor:
+    assert output.head is not None
+    return (output.head - target).square()
+
+
+def _scalar_bce(output: Output, target: Tensor) -> Tensor:
+    assert output.head is not None
+    return F.binary_cross_entropy_with_logits(output.head, target, reduction="none")
+
+
+def _residual_jump(output: Output, target: Tensor) -> Tensor:
+    jump = (output.residual[:, 1:] - output.residual[:, :-1]).square().mean(-1)
+    return F.pad(jump, (1, 0))
+
+
+ROUTES: Mapping[str, Route] = MappingProxyType(
+    {
+        "none": lambda output, target: target,
+        "softmax_entropy": _softmax_entropy,
+        "softmax_ce": _softmax_ce,
+        "softmax_kl": _softmax_kl,
+        "softmax_peak": _softmax_peak,
+        "scalar_mse": _scalar_mse,
+        "scalar_bce": _scalar_bce,
+        "residual_jump": _residual_jump,
+    }
+)
+SCALAR_ROUTES = ("scalar_mse", "scalar_bce")
