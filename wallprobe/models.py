@@ -9,18 +9,21 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wallprobe import runs
-from wallprobe.errors import CheckpointError, ConfigError, UnknownNameError
+from wallprobe.errors import CheckpointError, ConfigError, InstrumentError, UnknownNameError
 from wallprobe.storage import sha256_file
 
+# Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
+RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -65,6 +68,22 @@ def hook_name(layer: int, site: str) -> str:
     return f"blocks.{layer}.attn.hook_z" if site == "z" else f"blocks.{layer}.hook_{site}"
 
 
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars off stderr, where ours is; those of GGUF files know no other switch than its redirection."""
+    from transformers.utils import logging
+
+    bars: Any = logging  # untyped there
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model ready for instruments.
@@ -90,6 +109,37 @@ class Loaded:
     run: runs.Run | None = None
     tokenizer: Any = None
     parallel: bool = False
+
+
+def on_input(loaded: Loaded, path: str, callback: Callable[[Tensor], object]) -> Callable[[], None]:
+    """Call back with what a module is given, each time it is called.
+
+    HookedTransformer has no hook for it that fires once: it runs `ln1` for query, key and value each, and `hook_normalized` comes
+    before the affine. The module's own argument is the same thing in every model.
+
+    Args:
+        loaded: the model.
+        path: module by transformer-lens name, such as `blocks.3.attn`, `blocks.3.mlp` or `ln_final`.
+        callback: told the `[batch, index, d_model]` tensor.
+
+    Returns:
+        A function that ends it.
+
+    Raises:
+        InstrumentError: if the model has no such module; when called, if the module is given no hidden states.
+    """
+    try:
+        module = loaded.model.get_submodule(path)
+    except AttributeError as error:
+        raise InstrumentError(f"{loaded.name} has no module {path}; its blocks are laid out differently") from error
+
+    def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = positional[0] if positional else named.get("hidden_states", named.get("query_input"))
+        if not isinstance(given, Tensor):
+            raise InstrumentError(f"{path} of {loaded.name} is not given its hidden states by a known name ({', '.join(named)})")
+        callback(given)
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True).remove
 
 
 def build(shape: Mapping[str, int], state: Mapping[str, Tensor] | None = None, device: str = "cpu") -> nn.Module:
@@ -119,7 +169,7 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor] | None = None, d
             init_weights=False,
             device=device,
         )
-        model = HookedTransformer(config)
+        model: nn.Module = HookedTransformer(config)
     if state is None:
         for parameter in model.parameters():
             nn.init.zeros_(parameter)
@@ -189,39 +239,62 @@ def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, d
     with _quiet():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+        reader: Any = AutoModelForCausalLM
+        options: dict[str, Any] = {"local_files_only": True} | ({"gguf_file": gguf} if gguf else {})
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **options)
+            with _no_bars():
+                model, loading = reader.from_pretrained(folder, **RAW, **options, output_loading_info=True)
         except Exception as error:
             raise CheckpointError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
+        _check_complete(source, loading)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:
             raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {_first_line(error)}") from error
-        bridge = _bridge(str(folder), model, tokenizer, device)
+        if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):  # what transformers makes up where no file is
+            raise CheckpointError(f"{source} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(folder)")
+        bridge = _bridge(source, str(folder), model, tokenizer, device)
     files = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     return _loaded(source, kind, bridge, tokenizer, _hash_files(files))
 
 
-def _bridge(name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
+def _check_complete(source: str, loading: Mapping[str, Any]) -> None:
+    """Refuse what transformers only warns about: parameters that are not in the file are filled at random."""
+    missing = sorted(str(name) for name in loading.get("missing_keys", ()))
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} parameters its config asks for ({', '.join(missing[:3])}, ...); fetch it again"
+        )
+
+
+def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device=device, dtype=torch.float32).eval()
+    model.to(device)  # the bridge leaves a model it is handed where it is
+    try:
+        bridge: nn.Module = TransformerBridge.boot_transformers(
+            name, hf_model=model, tokenizer=tokenizer, device=device, dtype=torch.float32
+        )
+    except Exception as error:
+        kind = type(model).__name__
+        raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {_first_line(error)}") from error
+    return bridge.eval()
 
 
 def _load_hub(source: str, device: str) -> Loaded:
     """A hub id: HookedTransformer without processing where the name is official, else the bridge."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    import huggingface_hub.utils
 
+    utils: Any = huggingface_hub.utils  # re-exports without saying so
     repository, _, revision = source.partition("@")
     try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
+        utils.validate_repo_id(repository)
+    except utils.HFValidationError as error:
         raise UnknownNameError(f"'{source}' is no folder here and no hub id ({_first_line(error)})") from error
     try:
         with _quiet():
             from transformer_lens import HookedTransformer
-            from transformer_lens.loading_from_pretrained import OFFICIAL_MODEL_NAMES
+            from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
             options: dict[str, Any] = {"revision": revision} if revision else {}
             if repository in OFFICIAL_MODEL_NAMES:
@@ -231,8 +304,12 @@ def _load_hub(source: str, device: str) -> Loaded:
                 from transformers import AutoModelForCausalLM, AutoTokenizer
 
                 tokenizer = AutoTokenizer.from_pretrained(repository, **options)
-                raw = AutoModelForCausalLM.from_pretrained(repository, dtype=torch.float32, **options)
-                model = _bridge(repository, raw, tokenizer, device)
+                reader: Any = AutoModelForCausalLM
+                raw, loading = reader.from_pretrained(repository, **RAW, **options, output_loading_info=True)
+                _check_complete(source, loading)
+                model = _bridge(source, repository, raw, tokenizer, device)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise UnknownNameError(
             f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "

@@ -52,49 +52,53 @@ def evaluate(
         common.out().print(result.summary["finding"], soft_wrap=True)
 
 
+ROWS = {
+    "trained_mae": "MAE of entropy, supervised (bits)",
+    "untrained_mae": "MAE of entropy, unsupervised (bits)",
+    "wall_ratio": "wall ratio",
+    "kl_nats": "KL(P||Q), all positions (nats)",
+    "class_posterior_mae": "class-posterior MAE, t >= 4",
+    "class_posterior_mae_program": "  the same, programs only",
+    "bayes_best_mass": "mass on the Bayes-best token, unsup.",
+    "bayes_best_posterior": "  exact mass there",
+}
+
+
+def _number(value: float) -> str:
+    return f"{value:.{4 if value < 0.1 else 3 if value < 10 else 1}f}"
+
+
 def _summary_table(measured: "list[Result]") -> Any:
+    """Figures down, runs across."""
     from rich.table import Table
 
     from wallprobe.claims.wall import published
 
-    table = Table(title="Against the exact Bayesian answer (95 % interval; [dim]seed's figure[/dim])", title_justify="left")
-    columns = {
-        "trained_mae": "trained MAE\nbits",
-        "untrained_mae": "untrained MAE\nbits",
-        "wall_ratio": "wall ratio",
-        "kl_nats": "KL(P||Q)\nnats",
-        "class_posterior_mae": "class-post. MAE\nt >= 4, all",
-        "class_posterior_mae_program": "class-post. MAE\nprograms",
-        "bayes_best_mass": "mass on Bayes-best\nunsupervised",
-        "bayes_best_posterior": "exact\nmass",
-    }
-    table.add_column("run")
-    for title in columns.values():
-        table.add_column(title, justify="right")
+    table = Table(title="Against the exact Bayesian answer, 95 % intervals\n(in brackets: the published study)", title_justify="left")
+    table.add_column("")
     for result in measured:
+        table.add_column(str(result.summary["run"]), justify="right")
+    for key, label in ROWS.items():
         cells = []
-        for key in columns:
+        for result in measured:
             value, low, high = (result.summary[key + suffix] for suffix in ("", "_low", "_high"))
-            digits = 4 if value < 0.01 else 3 if value < 10 else 1
             seen = published(result.summary["run"], key)
-            note = "" if seen is None else f"\n[dim]seed {seen}[/dim]"
-            cells.append(f"{value:.{digits}f}\n[{low:.{digits}f}, {high:.{digits}f}]".replace("[", r"\[") + note)
-        table.add_row(str(result.summary["run"]), *cells)
-        table.add_section()
+            note = "" if seen is None else f" ({seen:g})"
+            cells.append(f"[bold]{_number(value)}[/bold]{note}\n[dim]{_number(low)}-{_number(high)}[/dim]")
+        table.add_row(label, *cells)
     return table
 
 
 def _position_table(measured: "list[Result]") -> Any:
+    """Positions down, runs across, the wall drawn as a line."""
     from rich.table import Table
 
-    table = Table(title="Mean |H(P) - H(Q)| in bits by position (the wall is after K)", title_justify="left")
-    table.add_column("run")
-    positions = measured[0].data["position"].values
-    for position in positions:
-        horizon = int(measured[0].data.attrs["horizon"])
-        table.add_column(f"{position}{' |' if position == horizon else ''}", justify="right")
+    table = Table(title="Mean |H(P) - H(Q)| in bits\n(the line is the wall)", title_justify="left")
+    table.add_column("position", justify="right")
     for result in measured:
-        horizon = int(result.data.attrs["horizon"])
-        cells = zip(result.data["position"].values, result.data["mae"].values, strict=True)
-        table.add_row(str(result.summary["run"]), *(f"{value:.2f}" if at > horizon else f"[bold]{value:.2f}[/bold]" for at, value in cells))
+        table.add_column(str(result.summary["run"]), justify="right")
+    horizon = int(measured[0].data.attrs["horizon"])
+    for position in measured[0].data["position"].values:
+        cells = [f"{float(result.data['mae'].sel(position=position)):.3f}" for result in measured]
+        table.add_row(str(position), *cells, end_section=bool(position == horizon))
     return table

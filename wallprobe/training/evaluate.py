@@ -190,6 +190,8 @@ def _finding(summary: dict[str, Any]) -> str:
     ratio, run = summary["wall_ratio"], summary["run"]
     mass, true = summary["bayes_best_mass"], summary["bayes_best_posterior"]
     where = f"{summary['trained_mae']:.3f} bits off at supervised positions and {summary['untrained_mae']:.3f} beyond"
+    if summary["trained_mae"] > 0.3:
+        return f"{run} has not learnt the task: {where}."
     if ratio > 3:
         return f"{run} shows the wall: {where} (ratio {ratio:.1f})."
     right = f"puts {mass:.4f} on the Bayes-best token where the exact answer puts {true:.2f}"

@@ -74,9 +74,16 @@ def update(params: Params, grads: dict[str, Tensor], state: dict[str, Tensor], s
     muon = [name for name in params if settings.muon_lr and name in MATRICES]
     if muon:
         _muon(params, grads, state, scale, settings, muon, orthogonal)
+    others = [name for name in params if name not in muon]
+    if others:
+        _adamw(params, grads, state, step, scale, settings, others)
+
+
+def _adamw(
+    params: Params, grads: dict[str, Tensor], state: dict[str, Tensor], step: int, scale: float, settings: OptimSettings, others: list[str]
+) -> None:
     first, second = settings.betas
     rate = settings.adam_lr * scale
-    others = [name for name in params if name not in muon]
     weights = [params[name] for name in others]
     means, squares = [state[f"m.{name}"] for name in others], [state[f"v.{name}"] for name in others]
     gradients = [grads[name] for name in others]

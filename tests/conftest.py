@@ -1,0 +1,47 @@
+"""Every shape annotation of the package is checked at run time by beartype while the tests run."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("wallprobe", "beartype.beartype")
+
+import dataclasses
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """A function that writes a run with given stacked parameters into a store, manifest and all."""
+    from safetensors.torch import save
+
+    from wallprobe import runs
+    from wallprobe.storage import sha256_file, write_atomic, write_json
+    from wallprobe.tasks.recurrence import RecurrenceTask
+    from wallprobe.training import lean
+
+    def write(store, name, params, shape, task=None, embedding_std=1.0):
+        task = task or RecurrenceTask()
+        parsed = runs.RunName.parse(name)
+        folder = store / parsed.folder
+        write_atomic(folder / runs.WEIGHTS, save(lean.to_hooked(params, shape)))
+        manifest = {
+            "condition": parsed.condition,
+            "seed": parsed.seed,
+            "preset": "handmade",
+            "steps": 0,
+            "horizon": 5,
+            "shape": dataclasses.asdict(shape),
+            "task": {"name": task.name, **task.config()},
+            "config": {"recipe": {"embedding_std": embedding_std}, "condition": {"signal": "none", "route": "none"}},
+            "weight_hash": sha256_file(folder / runs.WEIGHTS),
+            "weight_bytes": (folder / runs.WEIGHTS).stat().st_size,
+            "wall_time_s": 0.0,
+        }
+        write_json(folder / runs.MANIFEST, manifest)
+        return runs.open_run(folder)
+
+    return write

@@ -1,0 +1,121 @@
+"""Attention patterns of a run on one sequence, with what the run says of each token beside the exact answer."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from wallprobe import models
+from wallprobe.errors import ConfigError
+from wallprobe.hooks import cache
+from wallprobe.manifest import Stopwatch, provenance
+from wallprobe.results import Result, dataset
+from wallprobe.rng import generator
+from wallprobe.runs import Run
+from wallprobe.tasks.recurrence import RecurrenceTask
+from wallprobe.training.evaluate import predict
+from wallprobe.training.signals import entropy_bits
+
+EXAMPLES = ("program", "noise")
+
+
+def attention(run: Run, *, example: str = "program", tokens: tuple[int, ...] | None = None, seed: int = 0, device: str = "cpu") -> Result:
+    """Every head's pattern on one sequence.
+
+    Args:
+        run: a finished run.
+        example: draw a "program" or a "noise" sequence.
+        tokens: this very sequence instead (3 or more tokens, at most the task's length).
+        seed: of the drawn sequence.
+        device: torch device.
+
+    Returns:
+        Result of kind "attention", table over layer x head x query x key.
+
+    Raises:
+        ConfigError: for tokens outside the vocabulary or of a wrong number, or another kind of example.
+        InstrumentError: if a pattern does not sum to 1 over its keys.
+    """
+    watch = Stopwatch()
+    task = RecurrenceTask(**{key: value for key, value in run.manifest["task"].items() if key != "name"})
+    sequence = _draw(task, example, seed) if tokens is None else _checked(task, tokens)
+    loaded = models.load_run(run, device)
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(loaded.n_layers)]
+    patterns = _patterns(loaded, sequence, names)
+    log_probs, exact = predict(loaded, sequence)[0], task.posterior(sequence)
+    length = sequence.shape[1]
+    said = log_probs.gather(-1, sequence[0, 1:, None])[:, 0]
+
+    def at_tokens(values: Tensor) -> list[float]:
+        return [math.nan, *values.tolist()]
+
+    title = "drawn program" if tokens is None and example == "program" else "drawn noise" if tokens is None else "given sequence"
+    indices = list(range(length))
+    data = dataset(
+        {"layer": list(range(loaded.n_layers)), "head": list(range(patterns.shape[1])), "query": indices, "key": indices},
+        {
+            "pattern": (("layer", "head", "query", "key"), patterns.numpy(), "probability", "attention from query to key"),
+            "token": (("query",), sequence[0].numpy().astype("int32"), "token", "the sequence"),
+            "token_log_prob": (("query",), at_tokens(said), "nats", "log-probability the run gave this token beforehand"),
+            "entropy_model": (("query",), at_tokens(entropy_bits(log_probs)), "bits", "entropy of the run's prediction of this token"),
+            "entropy_exact": (("query",), at_tokens(exact.entropy[0]), "bits", "entropy of the exact prediction of this token"),
+        },
+        run=str(run.name),
+        horizon=int(run.manifest["horizon"]),
+        example=title,
+        modulus=task.modulus,
+    )
+    inside = patterns[:, :, :, 0].mean()
+    summary = {
+        "run": str(run.name),
+        "example": title,
+        "tokens": " ".join(str(token) for token in sequence[0].tolist()),
+        "n_layers": loaded.n_layers,
+        "n_heads": patterns.shape[1],
+        "attention_to_first": float(inside),
+        "finding": f"{run.name} on a {title}: {float(inside):.2f} of all attention rests on the first token.",
+    }
+    manifest = provenance(
+        config={"run": str(run.name), "weight_hash": run.manifest["weight_hash"], "tokens": sequence[0].tolist()},
+        device=device,
+        dtype="float32",
+        watch=watch,
+        subject=f"{run.name} {title}",
+        weight_hash=run.manifest["weight_hash"],
+        weight_processing="none",
+        seeds={"sequence": seed},
+    )
+    return Result("attention", data, ("layer", "head", "query", "key"), summary, manifest)
+
+
+def _patterns(loaded: models.Loaded, sequence: Tensor, names: list[str]) -> Tensor:
+    """Patterns [layer, head, query, key], checked to be distributions over keys."""
+    found: dict[str, Tensor] = {}
+    cache.run(loaded, sequence, {name: lambda value, hook: found.__setitem__(hook.name, value[0].detach().cpu()) for name in names})
+    cache.check_fired(loaded, names, found)
+    patterns = torch.stack([found[name] for name in names])
+    off = float((patterns.sum(-1) - 1).abs().max())
+    if off > 1e-5:
+        raise cache.InstrumentError(f"attention patterns of {loaded.name} miss 1 by {off:.1e} in their sum over keys")
+    return patterns
+
+
+def _draw(task: RecurrenceTask, example: str, seed: int) -> Tensor:
+    if example not in EXAMPLES:
+        raise ConfigError(f"example '{example}' is none of {', '.join(EXAMPLES)}")
+    rng = generator(seed, "attention example")
+    if example == "noise":
+        return torch.randint(task.modulus, (1, task.length), generator=rng)
+    drawn = task.sample_programs(64, rng)
+    # One whose rule can be seen: neither constant from the start nor constant later on.
+    varied = (drawn.tokens[:, 0] != drawn.tokens[:, 1]) & (drawn.slope != 0)
+    return drawn.tokens[varied][:1]
+
+
+def _checked(task: RecurrenceTask, tokens: tuple[int, ...]) -> Tensor:
+    if not 3 <= len(tokens) <= task.length:
+        raise ConfigError(f"{len(tokens)} tokens given; give 3 to {task.length}")
+    wrong = [token for token in tokens if not 0 <= token < task.modulus]
+    if wrong:
+        raise ConfigError(f"token {wrong[0]} is outside the vocabulary 0..{task.modulus - 1}")
+    return torch.tensor([tokens])

@@ -1,0 +1,231 @@
+"""From an interchange's log-probabilities to its Result: probabilities of the three answers, intervals, shift, one sentence."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wallprobe import stats
+from wallprobe.manifest import Stopwatch, provenance
+from wallprobe.results import Result, dataset
+from wallprobe.rng import generator
+from wallprobe.runs import Run
+from wallprobe.tasks.recurrence import RecurrenceTask
+
+if TYPE_CHECKING:
+    from wallprobe.hooks.interchange import Pairs
+
+ANSWERS = ("rule", "import", "own")
+LONG = {
+    "rule": "probability of a_A x_B + b_A, the donor's rule on dst's operand",
+    "import": "probability of a_A x_A + b_A, the donor's own prediction",
+    "own": "probability of a_B x_B + b_B, dst's own answer",
+}
+CONTROLS = {"random": "random donor", "mismatched": "donor with another answer", "norm": "random vector of the same norm", "raw": "no alignment"}
+EXAMPLES = 8
+MARGIN = 0.01  # probability
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Log-probabilities at the read index for one (layer, index): the treatment, its controls, and the guards' readings."""
+
+    treated: Float[Tensor, "pair vocab"]
+    random: Float[Tensor, "pair vocab"]
+    mismatched: Float[Tensor, "pair vocab"]
+    norm: Float[Tensor, "pair vocab"]
+    raw: Float[Tensor, "pair vocab"] | None
+    self_patch_max_change: float
+    change_at_hook: float
+    change_at_logits: float
+    alignment_r2: float | None
+
+
+def answer_logs(log: Float[Tensor, "pair vocab"], pairs: "Pairs") -> dict[str, Float[Tensor, " pair"]]:
+    """Log-probability of each pair's three answers."""
+    targets: dict[str, Int[Tensor, " pair"]] = {"rule": pairs.rule, "import": pairs.imported, "own": pairs.own}
+    return {name: log.gather(1, target[:, None])[:, 0] for name, target in targets.items()}
+
+
+def cell_figures(
+    cell: Cell, pairs: "Pairs", base_log: Float[Tensor, "pair vocab"], donor_log: Float[Tensor, "pair vocab"], weights: Tensor
+) -> dict[str, float]:
+    """Every figure of one cell.
+
+    Args:
+        cell: its readings.
+        pairs: the sequences and answers.
+        base_log: dst on B without a patch.
+        donor_log: src on A.
+        weights: bootstrap resamples [draws, pair].
+    """
+    figures: dict[str, float] = {}
+    treated, base = answer_logs(cell.treated, pairs), answer_logs(base_log, pairs)
+    donor_confidence = answer_logs(donor_log, pairs)["import"]
+    for name in ANSWERS:
+        probs = treated[name].exp()
+        low, high = stats.interval(weights @ probs)
+        figures |= {f"p_{name}": float(probs.mean()), f"p_{name}_low": float(low), f"p_{name}_high": float(high)}
+        figures[f"base_p_{name}"] = float(base[name].exp().mean())
+        for control in CONTROLS:
+            log = getattr(cell, control)
+            if log is not None:
+                figures[f"p_{name}_{control}"] = float(answer_logs(log, pairs)[name].exp().mean())
+    for name in ("rule", "import"):
+        moved, room = treated[name] - base[name], donor_confidence - base[name]
+        draws = (weights @ moved) / (weights @ room)
+        low, high = stats.interval(draws)
+        figures |= {f"shift_{name}": float(moved.mean() / room.mean()), f"shift_{name}_low": float(low), f"shift_{name}_high": float(high)}
+        # Breaking dst's own answer alone moves both logs up to the floor: the control says how much of a shift that is.
+        broken = answer_logs(cell.random, pairs)[name] - base[name]
+        figures[f"shift_{name}_random"] = float(broken.mean() / room.mean())
+    figures["kl_to_donor"] = float((donor_log.exp() * (donor_log - cell.treated)).sum(-1).mean())
+    figures["base_kl_to_donor"] = float((donor_log.exp() * (donor_log - base_log)).sum(-1).mean())
+    figures["self_patch_max_change"] = cell.self_patch_max_change
+    figures["change_at_hook"] = cell.change_at_hook
+    figures["change_at_logits"] = cell.change_at_logits
+    figures["alignment_r2"] = math.nan if cell.alignment_r2 is None else cell.alignment_r2
+    return figures
+
+
+def _describe(name: str) -> tuple[str, str]:
+    """Units and long name of a figure."""
+    fixed = {
+        "kl_to_donor": ("nats", "KL(src's prediction on A || patched prediction)"),
+        "base_kl_to_donor": ("nats", "the same without a patch"),
+        "self_patch_max_change": ("log-probability", "largest change when dst's own activation is put back"),
+        "change_at_hook": ("activation", "largest change at the hook"),
+        "change_at_logits": ("log-probability", "largest change of the answer's log-probabilities"),
+        "alignment_r2": ("R^2", "held-out R^2 of the alignment"),
+    }
+    if name in fixed:
+        return fixed[name]
+    if name.startswith("shift_"):
+        return "fraction", "(log p patched - log p base) / (log p donor - log p base)" + (" (random donor)" if name.endswith("_random") else "")
+    stem = name.removeprefix("base_").removesuffix("_low").removesuffix("_high")
+    parts = stem.split("_")
+    control = CONTROLS.get(parts[-1]) if len(parts) == 3 else "no patch" if name.startswith("base_") else None
+    return "probability", LONG[parts[1]] + (f" ({control})" if control else "")
+
+
+def make_result(
+    request: dict[str, Any],
+    runs: tuple[Run, Run],
+    task: RecurrenceTask,
+    horizon: int,
+    pairs: "Pairs",
+    cells: Mapping[tuple[int, int], Cell],
+    base_log: Float[Tensor, "pair vocab"],
+    donor_log: Float[Tensor, "pair vocab"],
+    device: str,
+    watch: Stopwatch,
+) -> Result:
+    """The Result of an interchange; see `interchange.interchange` for what goes in."""
+    src, dst = runs
+    layers, indices = list(request["layers"]), list(request["indices"])
+    weights = stats.resamples(len(pairs.own), generator(request["seed"], "interchange bootstrap"))
+    figures = {place: cell_figures(cell, pairs, base_log, donor_log, weights) for place, cell in cells.items()}
+    grid: dict[str, tuple[tuple[str, ...], Any, str, str]] = {}
+    for name in next(iter(figures.values())):
+        values = np.array([[figures[layer, index][name] for index in indices] for layer in layers])
+        grid[name] = (("layer", "index"), values, *_describe(name))
+    shown = min(EXAMPLES, len(pairs.own))
+    for name in ANSWERS:
+        probs = np.array([[answer_logs(cells[layer, index].treated, pairs)[name][:shown].exp().numpy() for index in indices] for layer in layers])
+        grid[f"example_p_{name}"] = (("example", "layer", "index"), probs.transpose(2, 0, 1), "probability", LONG[name])
+    for name, tokens in (("src", pairs.donor), ("dst", pairs.base)):
+        grid[f"example_{name}_token"] = (("example", "token_index"), tokens[:shown].numpy().astype("int32"), "token", f"sequence run in {name}")
+    for name, answer in (("rule", pairs.rule), ("import", pairs.imported), ("own", pairs.own)):
+        grid[f"example_{name}_answer"] = (("example",), answer[:shown].numpy().astype("int32"), "token", LONG[name].removeprefix("probability of "))
+
+    shared = shares_initialisation(src, dst)
+    floor = 1.0 / task.modulus
+    attrs = {"src": str(src.name), "dst": str(dst.name), "site": request["site"], "align": request["align"], "noise_floor": floor}
+    coords = {"layer": layers, "index": indices, "example": list(range(shown)), "token_index": list(range(horizon))}
+    data = dataset(coords, grid, **attrs, modulus=task.modulus, read_index=horizon - 1, shared_initialisation=int(shared))
+    summary = _summary(figures, attrs, layers, len(pairs.own), shared)
+    manifest = provenance(
+        config=request | {"task": task.config(), "horizon": horizon, "weights": [src.manifest["weight_hash"], dst.manifest["weight_hash"]]},
+        device=device,
+        dtype="float32 models, float64 figures",
+        watch=watch,
+        subject=f"{src.name} to {dst.name} {request['site']}",
+        weight_hash={"src": src.manifest["weight_hash"], "dst": dst.manifest["weight_hash"]},
+        weight_processing="none",
+        shared_initialisation=shared,
+        seeds={"pairs": request["seed"]},
+    )
+    return Result("interchange", data, ("layer", "index"), summary, manifest)
+
+
+def shares_initialisation(src: Run, dst: Run) -> bool:
+    """True if both trainings started from the same parameters: same seed, shape and initialisation."""
+    keys = (src.manifest["seed"], src.manifest["shape"], src.manifest["config"]["recipe"]["embedding_std"])
+    return bool(keys == (dst.manifest["seed"], dst.manifest["shape"], dst.manifest["config"]["recipe"]["embedding_std"]))
+
+
+def _summary(
+    figures: Mapping[tuple[int, int], dict[str, float]], attrs: Mapping[str, Any], layers: list[int], n_pairs: int, shared: bool
+) -> dict[str, Any]:
+    """The flat summary: each answer's probability at the cell where it is highest (rule, import) or lowest (own)."""
+    rule_at = max(figures, key=lambda place: figures[place]["p_rule"])
+    import_at = max(figures, key=lambda place: figures[place]["p_import"])
+    own_at = min(figures, key=lambda place: figures[place]["p_own"])
+    summary = {
+        "src": attrs["src"],
+        "dst": attrs["dst"],
+        "layer": layers[0] if len(layers) == 1 else None,
+        "site": attrs["site"],
+        "align": attrs["align"],
+        "p_rule": figures[rule_at]["p_rule"],
+        "p_import": figures[import_at]["p_import"],
+        "p_own": figures[own_at]["p_own"],
+        "noise_floor": attrs["noise_floor"],
+        "self_patch_max_change": max(cell["self_patch_max_change"] for cell in figures.values()),
+        "n_pairs": n_pairs,
+        "shared_initialisation": shared,
+        "rule_layer": rule_at[0],
+        "rule_index": rule_at[1],
+        "import_layer": import_at[0],
+        "import_index": import_at[1],
+    }
+    return summary | {"finding": finding(figures, attrs, rule_at, import_at)}
+
+
+def finding(
+    figures: Mapping[tuple[int, int], Mapping[str, float]], attrs: Mapping[str, Any], rule_at: tuple[int, int], import_at: tuple[int, int]
+) -> str:
+    """One plain sentence: did the rule cross, did the answer?
+
+    An answer is said to cross when its interval lies `MARGIN` above the noise floor, above what it was without a patch, and above
+    the random-donor control (the best of many cells is shown, so a bare interval would flatter it).
+    """
+
+    def crossed(place: tuple[int, int], name: str) -> bool:
+        cell = figures[place]
+        bar = max(attrs["noise_floor"], cell[f"base_p_{name}"], cell[f"p_{name}_random"])
+        return cell[f"p_{name}_low"] > bar + MARGIN
+
+    def slot(place: tuple[int, int]) -> str:
+        return f"layer {place[0]}, index {place[1]}"
+
+    swap = "" if attrs["align"] == "none" else f", {attrs['align']}-aligned"
+    opening = f"Patching {attrs['src']}'s {attrs['site']} into {attrs['dst']}{swap}"
+    rule, imported = figures[rule_at]["p_rule"], figures[import_at]["p_import"]
+    floor = f"noise floor {attrs['noise_floor']:.3f}"
+    if crossed(rule_at, "rule"):
+        first = f"moves the donor's rule: probability {rule:.3f} on it at {slot(rule_at)} ({floor})"
+    else:
+        first = f"does not move the rule (at most {rule:.3f}, at {slot(rule_at)}; {floor})"
+    if crossed(import_at, "import"):
+        was = figures[import_at]["base_p_import"]
+        second = f"imports the donor's answer (probability {imported:.3f} at {slot(import_at)}, {was:.3f} unpatched)"
+    else:
+        second = f"does not import the donor's answer (at most {imported:.3f}, at {slot(import_at)})"
+    joined = "and" if crossed(rule_at, "rule") == crossed(import_at, "import") else "but"
+    return f"{opening} {first} {joined} {second}."
