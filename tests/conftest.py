@@ -1,16 +1,14 @@
 """Every shape annotation of the package is checked at run time by beartype while the tests run."""
 
+import dataclasses
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("wallprobe", "beartype.beartype")
-
-import dataclasses
-
-import pytest
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,9 @@ def sample(subject="p5 to c0", **config):
         run="c0",
         horizon=5,
     )
-    return Result("sample", data, ("layer", "index"), {"run": "c0", "x": 1.5}, {"subject": subject, "config": config, "command": "wallprobe sample"})
+    return Result(
+        "sample", data, ("layer", "index"), {"run": "c0", "x": 1.5}, {"subject": subject, "config": config, "command": "wallprobe sample"}
+    )
 
 
 def test_the_long_table_has_one_record_a_cell():

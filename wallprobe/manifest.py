@@ -1,5 +1,6 @@
 """Provenance: what made an artefact. Every Run and Result carries one of these, as plain JSON."""
 
+import contextlib
 import datetime
 import functools
 import os
@@ -18,10 +19,8 @@ def versions() -> dict[str, str]:
     """Python and the packages that shape a figure; those not installed are left out."""
     found = {"python": sys.version.split()[0]}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -320,7 +320,8 @@ def _load_hub(source: str, device: str) -> Loaded:
 
 def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str | None) -> Loaded:
     config = model.cfg
-    parallel = bool(getattr(config, "parallel_attn_mlp", False))
+    # Not every adapter of the bridge sets the flag; none of the parallel ones has the hook.
+    parallel = bool(getattr(config, "parallel_attn_mlp", False)) or hook_name(0, "resid_mid") not in model.hook_dict
     return Loaded(source, kind, model, int(config.n_layers), int(config.d_model), weight_hash, None, tokenizer, parallel)
 
 

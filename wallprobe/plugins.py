@@ -36,11 +36,14 @@ def load_group(group: str) -> Mapping[str, Any]:
     """
     if group not in GROUPS:
         raise ValueError(f"'{group}' is no plugin group; there are: {', '.join(GROUPS)}")
-    loaded: dict[str, Any] = {}
-    for entry in sorted(metadata.entry_points(group=group), key=lambda entry: entry.name):
-        try:
-            loaded[entry.name] = entry.load()
-        except Exception as error:
-            owner = entry.dist.name if entry.dist else "unknown distribution"
-            warnings.warn(f"plugin {entry.name} of {owner} ({entry.value}) was skipped: {error!r}", PluginWarning, stacklevel=2)
-    return MappingProxyType(loaded)
+    loaded = {entry.name: _load(entry) for entry in sorted(metadata.entry_points(group=group), key=lambda entry: entry.name)}
+    return MappingProxyType({name: value for name, value in loaded.items() if value is not None})
+
+
+def _load(entry: metadata.EntryPoint) -> Any | None:
+    try:
+        return entry.load()
+    except Exception as error:
+        owner = entry.dist.name if entry.dist else "unknown distribution"
+        warnings.warn(f"plugin {entry.name} of {owner} ({entry.value}) was skipped: {error!r}", PluginWarning, stacklevel=4)
+        return None

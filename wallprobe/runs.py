@@ -148,7 +148,9 @@ def find_run(name: str, root: Path | None = None) -> Run:
         return open_run(BUNDLED / parsed.folder, bundled=True)
     known = ", ".join(str(run.name) for run in list_runs(root)) or "none"
     unfinished = f" (a training of it is unfinished in {local}: run it again to resume)" if local.is_dir() else ""
-    raise UnknownNameError(f"no run named '{name}' in {root or default_root()} or bundled{unfinished}; there are: {known}. Train it: wallprobe train {name}")
+    raise UnknownNameError(
+        f"no run named '{name}' in {root or default_root()} or bundled{unfinished}; there are: {known}. Train it: wallprobe train {name}"
+    )
 
 
 def list_runs(root: Path | None = None) -> list[Run]:

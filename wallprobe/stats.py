@@ -26,9 +26,7 @@ def interval(draws: Float[Tensor, "draws *cells"], level: float = 0.95) -> tuple
     return low, high
 
 
-def masked_means(
-    weights: Float[Tensor, "draws samples"], values: Float[Tensor, "samples cells"]
-) -> Float[Tensor, "draws cells"]:
+def masked_means(weights: Float[Tensor, "draws samples"], values: Float[Tensor, "samples cells"]) -> Float[Tensor, "draws cells"]:
     """Weighted mean of each column over the samples where it is not NaN; NaN where no sample counts."""
     present = ~values.isnan()
     total = weights @ torch.where(present, values, 0.0)

@@ -24,7 +24,7 @@ def metrics(log_probs_of):
 
 
 def test_the_exact_answer_scores_perfectly():
-    found, drawn, exact = metrics(lambda exact, drawn: exact.predictive.clamp(min=1e-300).log())
+    found, drawn, _ = metrics(lambda exact, drawn: exact.predictive.clamp(min=1e-300).log())
     for name in ("mae", "kl", "total_variation"):
         assert found[name].abs().max().item() < 1e-9
     torch.testing.assert_close(found["best_mass"], found["best_posterior"], rtol=0, atol=1e-12, equal_nan=True)
@@ -41,7 +41,9 @@ def test_a_uniform_answer_scores_as_worked_out_by_hand():
     torch.testing.assert_close(found["mae"], math.log2(17) - exact.entropy, rtol=0, atol=1e-9)
     torch.testing.assert_close(found["kl"], (math.log2(17) - exact.entropy) * math.log(2), rtol=0, atol=1e-9)
     decided = ~found["best_mass"].isnan()
-    torch.testing.assert_close(found["best_mass"][decided], torch.full((int(decided.sum()),), 1 / 17, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        found["best_mass"][decided], torch.full((int(decided.sum()),), 1 / 17, dtype=torch.float64), rtol=0, atol=1e-12
+    )
     torch.testing.assert_close(found["class_posterior_mae"], exact.program_weight, rtol=0, atol=1e-12)
 
 

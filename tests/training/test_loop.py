@@ -19,7 +19,17 @@ from wallprobe.training.conditions import get_condition
 from wallprobe.training.recipes import Recipe
 
 TINY = Recipe(
-    preset="tiny", n_layers=2, d_model=16, n_heads=2, steps=130, batch=8, muon_lr=0.01, adam_lr=1e-3, warmup=2, checkpoint_every=20, precision="bf16"
+    preset="tiny",
+    n_layers=2,
+    d_model=16,
+    n_heads=2,
+    steps=130,
+    batch=8,
+    muon_lr=0.01,
+    adam_lr=1e-3,
+    warmup=2,
+    checkpoint_every=20,
+    precision="bf16",
 )
 
 
@@ -64,7 +74,8 @@ from pathlib import Path
 from wallprobe.training import loop
 from wallprobe.training.conditions import get_condition
 from wallprobe.training.recipes import Recipe
-recipe = Recipe(preset="tiny", n_layers=2, d_model=16, n_heads=2, steps=400, batch=8, muon_lr=0.01, adam_lr=1e-3, warmup=2, checkpoint_every=10)
+sizes = dict(preset="tiny", n_layers=2, d_model=16, n_heads=2, steps=400, batch=8)
+recipe = Recipe(**sizes, muon_lr=0.01, adam_lr=1e-3, warmup=2, checkpoint_every=10)
 loop.train(loop.Job(get_condition("p5"), recipe), Path(sys.argv[1]))
 """
 
@@ -159,7 +170,20 @@ def test_training_lowers_the_supervised_loss_and_writes_a_full_manifest(tmp_path
     run = loop.train(job("c0", steps=300, batch=32), tmp_path)
     log = run.manifest["log"]
     assert log[-1]["cross_entropy"] < log[0]["cross_entropy"]
-    for key in ("command", "config", "versions", "source", "device", "dtype", "threads", "wall_time_s", "peak_memory_mib", "weight_hash", "shape", "task"):
+    for key in (
+        "command",
+        "config",
+        "versions",
+        "source",
+        "device",
+        "dtype",
+        "threads",
+        "wall_time_s",
+        "peak_memory_mib",
+        "weight_hash",
+        "shape",
+        "task",
+    ):
         assert key in run.manifest
     assert json.loads((run.path / "manifest.json").read_text())["weight_processing"] == "none"
     assert torch.isfinite(run.tensors()["unembed.W_U"]).all()

@@ -1,0 +1,1 @@
+"""The ledger: published figures and what is measured against them."""

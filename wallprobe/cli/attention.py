@@ -41,6 +41,8 @@ def attention(
     last = pattern.isel(query=-1).values
     out.print("What the last token's heads look at (one row a layer, one block a head, first token left):")
     for layer, heads in enumerate(last):
-        out.print(f"  layer {layer}  " + "  ".join("".join(SHADES[min(4, int(weight * 5))] for weight in head) for head in heads), markup=False)
+        out.print(
+            f"  layer {layer}  " + "  ".join("".join(SHADES[min(4, int(weight * 5))] for weight in head) for head in heads), markup=False
+        )
     out.print(f"\n{result.summary['finding']}", style="bold", soft_wrap=True)
     out.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)

@@ -59,4 +59,9 @@ def together(results: "Sequence[Result]", column: str) -> dict[str, Any]:
     objects = [result.to_json() for result in results]
     values = [{column: item["summary"][column], **record} for item in objects for record in item["values"]]
     manifests = [item["manifest"] for item in objects]
-    return {"kind": objects[0]["kind"], "summary": [item["summary"] for item in objects], "values": values, "manifest": {"parts": manifests}}
+    return {
+        "kind": objects[0]["kind"],
+        "summary": [item["summary"] for item in objects],
+        "values": values,
+        "manifest": {"parts": manifests},
+    }

@@ -19,7 +19,9 @@ def interchange(
     src: Annotated[str, typer.Option(help="Donor run.")],
     dst: Annotated[str, typer.Option(help="Receiving run.")],
     layer: Annotated[str, typer.Option(help="Layer, list of layers (0,3,5), or all.")] = "3",
-    index: Annotated[str | None, typer.Option(help="Index or list of indices to patch, one at a time.", show_default="the last two")] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Index or list of indices to patch, one at a time.", show_default="the last two")
+    ] = None,
     site: Annotated[str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out, mlp_out or z.")] = "resid_pre",
     align: Annotated[str, typer.Option(help="none, procrustes or ridge: fit src's basis to dst's first.")] = "none",
     pairs: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
@@ -54,6 +56,7 @@ def interchange(
     out.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
 
 
+SHIFTS = (("import", "the donor's answer"), ("rule", "its rule"))
 CONTROLS = (("raw", "unaligned"), ("random", "random donor"), ("mismatched", "other donor"), ("norm", "random vector"))
 
 
@@ -93,16 +96,18 @@ def _half_width(record: dict[str, Any], name: str) -> float:
 def _reading(result: "Result") -> str:
     """The lines under the table: floor, guards, basis, shift."""
     attrs, lines = result.data.attrs, []
-    start = "share an initialisation" if result.summary["shared_initialisation"] else "share no initialisation, so their bases may be unrelated"
+    start = (
+        "share an initialisation" if result.summary["shared_initialisation"] else "share no initialisation, so their bases may be unrelated"
+    )
     lines.append(
         f"{result.summary['n_pairs']} pairs; noise floor 1/{attrs['modulus']} = {attrs['noise_floor']:.3f}; "
         f"self-patch changed {result.summary['self_patch_max_change']:g}; {attrs['src']} and {attrs['dst']} {start}."
     )
     for record in result.values if len(result.values) <= 4 else ():
-        fitted = "" if record["alignment_r2"] is None else f"; alignment held-out R^2 {record['alignment_r2']:.3f}"
-        lines.append(
-            f"index {record['index']} at layer {record['layer']}: shift towards the donor's answer {record['shift_import']:+.2f} "
-            f"(random donor {record['shift_import_random']:+.2f}), towards its rule {record['shift_rule']:+.2f} ({record['shift_rule_random']:+.2f}); "
-            f"KL to the donor's prediction {record['base_kl_to_donor']:.2f} -> {record['kl_to_donor']:.2f} nats{fitted}"
+        shift = " and ".join(
+            f"{record[f'shift_{name}']:+.2f} towards {label} (random donor {record[f'shift_{name}_random']:+.2f})" for name, label in SHIFTS
         )
+        fitted = "" if record["alignment_r2"] is None else f"; alignment held-out R^2 {record['alignment_r2']:.3f}"
+        kl = f"KL to the donor's prediction {record['base_kl_to_donor']:.2f} -> {record['kl_to_donor']:.2f} nats"
+        lines.append(f"index {record['index']} at layer {record['layer']}: shift {shift}; {kl}{fitted}")
     return "\n".join(lines)

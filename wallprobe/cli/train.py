@@ -18,7 +18,9 @@ def train(
     preset: Annotated[str, typer.Option(help="Recipe: small (a laptop) or paper (the published one).")] = "small",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of the preset's.", min=1)] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", min=1)] = None,
-    compile: Annotated[str, typer.Option("--compile", help="auto, on or off: compile the step (auto: where there is a C++ compiler).")] = "auto",
+    compile: Annotated[
+        str, typer.Option("--compile", help="auto, on or off: compile the step (auto: where there is a C++ compiler).")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a run or an unfinished training of that name.")] = False,
     device: common.Device = "auto",

@@ -1,0 +1,1 @@
+"""Instruments: each attaches to one or two models and returns a Result."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wallprobe import models
-from wallprobe.errors import ConfigError
+from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.hooks import cache
 from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, dataset
@@ -96,7 +96,7 @@ def _patterns(loaded: models.Loaded, sequence: Tensor, names: list[str]) -> Tens
     patterns = torch.stack([found[name] for name in names])
     off = float((patterns.sum(-1) - 1).abs().max())
     if off > 1e-5:
-        raise cache.InstrumentError(f"attention patterns of {loaded.name} miss 1 by {off:.1e} in their sum over keys")
+        raise InstrumentError(f"attention patterns of {loaded.name} miss 1 by {off:.1e} in their sum over keys")
     return patterns
 
 

@@ -66,7 +66,7 @@ def capture(
     if expected > GIB:
         warnings.warn(f"caching {len(names)} hooks will take {expected / GIB:.1f} GiB", LargeCacheWarning, stacklevel=2)
     pieces: dict[str, list[Tensor]] = {name: [] for name in names}
-    for part in tokens.split(batch):
+    for part in torch.split(tokens, batch):
         fired: dict[str, Tensor] = {}
 
         def keep_it(value: Tensor, hook: Any, fired: dict[str, Tensor] = fired) -> None:
@@ -74,7 +74,7 @@ def capture(
                 raise InstrumentError(f"hook {hook.name} fired more than once in a forward pass of {loaded.name}")
             fired[hook.name] = value[:, kept].flatten(2).detach().cpu()
 
-        run(loaded, part, {name: keep_it for name in names}, stop_at_layer=layers_needed(names))
+        run(loaded, part, dict.fromkeys(names, keep_it), stop_at_layer=layers_needed(names))
         check_fired(loaded, names, fired)
         for name in names:
             pieces[name].append(fired[name])

@@ -125,7 +125,8 @@ def interchange(
     watch = Stopwatch()
     runs = find_run(request.src, root), find_run(request.dst, root)
     request, task, horizon = _resolve(request, *runs)
-    assert request.layers is not None and request.indices is not None
+    assert request.layers is not None
+    assert request.indices is not None
     names = {layer: models.hook_name(layer, request.site) for layer in request.layers}
     pairs = draw_pairs(task, horizon, request.pairs, request.seed)
     fit_tokens = task.sample(FIT_SEQUENCES, generator(request.seed, "alignment")).tokens[:, :horizon]
@@ -159,10 +160,16 @@ def _resolve(request: Request, src: Run, dst: Run) -> tuple[Request, RecurrenceT
         raise ConfigError(f"--align {request.align} is none of {', '.join(alignment.ALIGNMENTS)}")
     for what in ("task", "horizon"):
         if src.manifest[what] != dst.manifest[what]:
-            raise ConfigError(f"{src.name} and {dst.name} differ in {what} ({src.manifest[what]} and {dst.manifest[what]}); their answers cannot be compared")
+            raise ConfigError(
+                f"{src.name} and {dst.name} differ in {what} ({src.manifest[what]} and {dst.manifest[what]}), "
+                "so their answers cannot be compared; give two runs of one task"
+            )
     widths = src.manifest["shape"]["d_model"], dst.manifest["shape"]["d_model"]
     if widths[0] != widths[1] and request.align != "ridge":
-        raise ConfigError(f"{src.name} is {widths[0]} wide and {dst.name} {widths[1]}: their residual streams do not fit; use --align ridge, or runs of one preset")
+        raise ConfigError(
+            f"{src.name} is {widths[0]} wide and {dst.name} {widths[1]}: their residual streams do not fit; "
+            "use --align ridge, or runs of one preset"
+        )
     horizon = int(dst.manifest["horizon"])
     depth = min(run.manifest["shape"]["n_layers"] for run in (src, dst))
     layers = tuple(range(depth)) if request.layers is None else request.layers
@@ -177,7 +184,8 @@ def _resolve(request: Request, src: Run, dst: Run) -> tuple[Request, RecurrenceT
     if request.site in LATE_SITES and depth - 1 in layers and any(index < horizon - 1 for index in indices):
         if asked or len(layers) > 1:
             raise ConfigError(
-                f"site {request.site} of the last layer, {depth - 1}, cannot be read from another index: a patch there before index {horizon - 1} "
+                f"site {request.site} of the last layer, {depth - 1}, cannot be read from another index: "
+                f"a patch there before index {horizon - 1} "
                 f"changes nothing; give --index {horizon - 1}, or site resid_pre"
             )
         indices = (horizon - 1,)
@@ -229,9 +237,7 @@ class Patcher:
         return _read(logits, self.horizon), fired[0]
 
 
-def measure(
-    patcher: Patcher, source: Float[Tensor, "pair d_src"], pairs: Pairs, seed: int, fitted: alignment.Alignment | None
-) -> Cell:
+def measure(patcher: Patcher, source: Float[Tensor, "pair d_src"], pairs: Pairs, seed: int, fitted: alignment.Alignment | None) -> Cell:
     """One cell: the treatment, its four controls and, where aligned, the raw swap beside.
 
     Raises:
@@ -242,11 +248,15 @@ def measure(
     at_logits = float((log - patcher.base_log).abs().max())
     where = f"patch at {patcher.hook}, index {patcher.index}"
     if at_hook == 0.0 or at_logits == 0.0:
-        raise InstrumentError(f"{where} changed nothing (at the hook {at_hook}, at the answer {at_logits}); are src, dst and the sequences the same?")
+        raise InstrumentError(
+            f"{where} changed nothing (at the hook {at_hook}, at the answer {at_logits}); are src, dst and the sequences the same?"
+        )
     untouched, self_hook = patcher(Swap(), patcher.clean)
     self_change = max(self_hook, float((untouched - patcher.base_log).abs().max()))
     if self_change != 0.0:
-        raise InstrumentError(f"{where}: putting {patcher.dst.name}'s own activation back changed the answer by {self_change}; the hook is not what it seems")
+        raise InstrumentError(
+            f"{where}: putting {patcher.dst.name}'s own activation back changed the answer by {self_change}; the hook is not what it seems"
+        )
     raw = None
     if fitted is not None and source.shape == patcher.clean.shape:
         raw = patcher(Swap(), source)[0]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -26,7 +25,12 @@ LONG = {
     "import": "probability of a_A x_A + b_A, the donor's own prediction",
     "own": "probability of a_B x_B + b_B, dst's own answer",
 }
-CONTROLS = {"random": "random donor", "mismatched": "donor with another answer", "norm": "random vector of the same norm", "raw": "no alignment"}
+CONTROLS = {
+    "random": "random donor",
+    "mismatched": "donor with another answer",
+    "norm": "random vector of the same norm",
+    "raw": "no alignment",
+}
 EXAMPLES = 8
 MARGIN = 0.01  # probability
 
@@ -106,7 +110,9 @@ def _describe(name: str) -> tuple[str, str]:
     if name in fixed:
         return fixed[name]
     if name.startswith("shift_"):
-        return "fraction", "(log p patched - log p base) / (log p donor - log p base)" + (" (random donor)" if name.endswith("_random") else "")
+        return "fraction", "(log p patched - log p base) / (log p donor - log p base)" + (
+            " (random donor)" if name.endswith("_random") else ""
+        )
     stem = name.removeprefix("base_").removesuffix("_low").removesuffix("_high")
     parts = stem.split("_")
     control = CONTROLS.get(parts[-1]) if len(parts) == 3 else "no patch" if name.startswith("base_") else None
@@ -136,12 +142,24 @@ def make_result(
         grid[name] = (("layer", "index"), values, *_describe(name))
     shown = min(EXAMPLES, len(pairs.own))
     for name in ANSWERS:
-        probs = np.array([[answer_logs(cells[layer, index].treated, pairs)[name][:shown].exp().numpy() for index in indices] for layer in layers])
+        probs = np.array(
+            [[answer_logs(cells[layer, index].treated, pairs)[name][:shown].exp().numpy() for index in indices] for layer in layers]
+        )
         grid[f"example_p_{name}"] = (("example", "layer", "index"), probs.transpose(2, 0, 1), "probability", LONG[name])
     for name, tokens in (("src", pairs.donor), ("dst", pairs.base)):
-        grid[f"example_{name}_token"] = (("example", "token_index"), tokens[:shown].numpy().astype("int32"), "token", f"sequence run in {name}")
+        grid[f"example_{name}_token"] = (
+            ("example", "token_index"),
+            tokens[:shown].numpy().astype("int32"),
+            "token",
+            f"sequence run in {name}",
+        )
     for name, answer in (("rule", pairs.rule), ("import", pairs.imported), ("own", pairs.own)):
-        grid[f"example_{name}_answer"] = (("example",), answer[:shown].numpy().astype("int32"), "token", LONG[name].removeprefix("probability of "))
+        grid[f"example_{name}_answer"] = (
+            ("example",),
+            answer[:shown].numpy().astype("int32"),
+            "token",
+            LONG[name].removeprefix("probability of "),
+        )
 
     shared = shares_initialisation(src, dst)
     floor = 1.0 / task.modulus
@@ -209,7 +227,7 @@ def finding(
     def crossed(place: tuple[int, int], name: str) -> bool:
         cell = figures[place]
         bar = max(attrs["noise_floor"], cell[f"base_p_{name}"], cell[f"p_{name}_random"])
-        return cell[f"p_{name}_low"] > bar + MARGIN
+        return bool(cell[f"p_{name}_low"] > bar + MARGIN)
 
     def slot(place: tuple[int, int]) -> str:
         return f"layer {place[0]}, index {place[1]}"

@@ -66,4 +66,5 @@ class NormMatched:
         """A Gaussian direction for each pair, rescaled."""
         treated = self.treatment(base, source)
         noise = torch.randn(treated.shape, generator=generator(self.seed, "norm-matched")).to(treated)
-        return noise * (treated.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+        size: Tensor = torch.linalg.vector_norm(treated, dim=-1, keepdim=True) / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
+        return noise * size

@@ -1,0 +1,1 @@
+"""Data with its exact targets."""

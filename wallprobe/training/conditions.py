@@ -89,7 +89,9 @@ def built_in() -> Mapping[str, Condition]:
         Condition("p3", "random_label", "scalar_bce", positions="all", summary="control: random label, through a scalar head"),
         Condition("p4", "entropy", "scalar_mse", summary="Bayesian entropy, through a scalar head"),
         Condition("p5", "program_weight", "softmax_peak", summary="class posterior, through the softmax's peak"),
-        Condition("p6", "shuffled_weight", "softmax_peak", summary="control: class posterior of another sequence, through the softmax's peak"),
+        Condition(
+            "p6", "shuffled_weight", "softmax_peak", summary="control: class posterior of another sequence, through the softmax's peak"
+        ),
         Condition("s1", "smoothness", "residual_jump", summary="no information: smooth final residual"),
     )
     return {condition.name: condition for condition in table}

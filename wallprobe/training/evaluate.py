@@ -139,7 +139,12 @@ def evaluate(run: Run, *, sequences: int = SEQUENCES, seed: int = 0, device: str
         low, high = stats.interval(draws[name])
         for suffix, values in (("", means[name]), ("_low", low), ("_high", high)):
             variables[name + suffix] = (("position",), values.numpy(), units, what)
-    variables["mode_concentration"] = (("position",), mode_concentration(log_probs).numpy(), "fraction", "share of the commonest first choice")
+    variables["mode_concentration"] = (
+        ("position",),
+        mode_concentration(log_probs).numpy(),
+        "fraction",
+        "share of the commonest first choice",
+    )
     positions = list(range(1, task.length))
     name = str(run.name)
     data = dataset({"position": positions}, variables, horizon=horizon, run=name, modulus=task.modulus)
@@ -159,12 +164,9 @@ def evaluate(run: Run, *, sequences: int = SEQUENCES, seed: int = 0, device: str
 
 def predict(loaded: models.Loaded, tokens: Int[Tensor, "batch index"], batch: int = 500) -> Float[Tensor, "batch position vocab"]:
     """The model's log-softmax (fp64, CPU) at positions 1..T-1."""
-    pieces = []
     device = next(loaded.model.parameters()).device
     with torch.no_grad():
-        for part in tokens[:, :-1].split(batch):
-            pieces.append(loaded.model(part.to(device)).double().log_softmax(-1).cpu())
-    return torch.cat(pieces)
+        return torch.cat([loaded.model(part.to(device)).double().log_softmax(-1).cpu() for part in torch.split(tokens[:, :-1], batch)])
 
 
 def _summaries(means: dict[str, Tensor], draws: dict[str, Tensor], horizon: int) -> dict[str, float]:
@@ -178,7 +180,7 @@ def _summaries(means: dict[str, Tensor], draws: dict[str, Tensor], horizon: int)
         ("untrained_top1", "top1", horizon),
     ):
         pairs[key] = (means[metric][start:].nanmean(), draws[metric][:, start:].nanmean(-1))
-    summary = {}
+    summary: dict[str, float] = {}
     for key, (value, drawn) in pairs.items():
         low, high = stats.interval(drawn)
         summary |= {key: float(value), f"{key}_low": float(low), f"{key}_high": float(high)}

@@ -4,11 +4,11 @@ Every draw depends on (seed, what, step) alone, so a checkpoint holds parameters
 """
 
 import json
+import math
 import shutil
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from wallprobe import runs
 from wallprobe.errors import CheckpointError, ConfigError, DivergedError, WallprobeError
 from wallprobe.manifest import Stopwatch, provenance, source_commit
 from wallprobe.rng import derive_seed, generator
-from wallprobe.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
+from wallprobe.storage import ensure_directory, sha256_file, write_atomic, write_json
 from wallprobe.tasks.recurrence import Posterior, RecurrenceTask
 from wallprobe.training import lean, optim
 from wallprobe.training.conditions import Condition
@@ -91,15 +91,14 @@ class Trainer:
             raise ConfigError(f"condition {condition.name} needs a teacher: give the parameters of a trained {condition.teacher}")
         mask = condition.position_mask(job.task.length, recipe.horizon)
         self.mask = torch.tensor(mask, dtype=torch.float32, device=device)
-        self.weight = condition.weight
-        if self.weight is None:
-            self.weight = recipe.teacher_weight if condition.signal == "teacher" else recipe.signal_weight
+        usual = recipe.teacher_weight if condition.signal == "teacher" else recipe.signal_weight
+        self.weight = usual if condition.weight is None else condition.weight
         self._losses: Callable[..., tuple[Tensor, Tensor]] = self._eager_losses
         self._orthogonalise = optim.orthogonalise
         if compile:
             self._losses = torch.compile(self._eager_losses)
             self._orthogonalise = torch.compile(optim.orthogonalise)
-        self._drawn: tuple[int, Any] | None = None
+        self._drawn: tuple[int, tuple[Tensor, Tensor, Posterior | None]] | None = None
 
     def _draw(self, block: int) -> tuple[Tensor, Tensor, Posterior | None]:
         """Data of `DRAW` consecutive steps, on the device."""
@@ -109,7 +108,7 @@ class Trainer:
             tokens = drawn.tokens.to(self.device)
             posterior = job.task.posterior(tokens, torch.float32) if job.condition.needs_full_length else None
             self._drawn = (block, (tokens, drawn.is_program.to(self.device, torch.float32), posterior))
-        return self._drawn[1]  # type: ignore[no-any-return]
+        return self._drawn[1]
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """This step's tokens (cut to the supervised prefix where the loss looks no further) and its signal's target."""
@@ -187,7 +186,9 @@ class Trainer:
             raise CheckpointError(f"checkpoint {path} is damaged ({error}); start again with --force") from error
         if state["config"] != self.job.config():
             theirs = _differences(state["config"], self.job.config())
-            raise CheckpointError(f"checkpoint {path} belongs to another training ({theirs}); start again with --force or use another --runs folder")
+            raise CheckpointError(
+                f"checkpoint {path} belongs to another training ({theirs}); start again with --force or use another --runs folder"
+            )
         for name in self.params:
             self.params[name] = tensors[f"p.{name}"].to(self.device)
         for name in self.moments:
@@ -252,7 +253,9 @@ def _finished(folder: Path, job: Job) -> runs.Run:
     run = runs.open_run(folder)
     if run.manifest["config"] != job.config():
         theirs = _differences(run.manifest["config"], job.config())
-        raise CheckpointError(f"{folder} holds another training of that name ({theirs}); use --force to replace it or another --runs folder")
+        raise CheckpointError(
+            f"{folder} holds another training of that name ({theirs}); use --force to replace it or another --runs folder"
+        )
     run.verify()
     return run
 
@@ -265,9 +268,13 @@ def _teacher_params(job: Job, root: Path | None) -> lean.Params | None:
     try:
         run = runs.find_run(name, root)
     except WallprobeError as error:
-        raise ConfigError(f"condition {job.condition.name} learns from run {name}, which is not there; train it first: wallprobe train {name}") from error
+        raise ConfigError(
+            f"condition {job.condition.name} learns from run {name}, which is not there; train it first: wallprobe train {name}"
+        ) from error
     if run.manifest["shape"] != asdict(job.shape):
-        raise ConfigError(f"teacher {name} has shape {run.manifest['shape']}, this training {asdict(job.shape)}; train {name} with the same preset")
+        raise ConfigError(
+            f"teacher {name} has shape {run.manifest['shape']}, this training {asdict(job.shape)}; train {name} with the same preset"
+        )
     return lean.from_hooked(run.tensors(), job.shape)
 
 
@@ -278,10 +285,10 @@ def _run_to_end(trainer: Trainer, on_progress: Callable[[Progress], None] | None
         step = trainer.step_number
         if step % LOG_EVERY == 0 or step == recipe.steps or step % recipe.checkpoint_every == 0:
             losses = float(supervised), float(signal)
-            if not all(map(lambda value: value == value and abs(value) != float("inf"), losses)):
+            if not all(math.isfinite(value) for value in losses):
                 raise DivergedError(
-                    f"training {trainer.job.name} diverged before step {step}: loss {losses[0]}, signal {losses[1]}; lower the learning rate or "
-                    "the signal's weight (the last finite checkpoint is kept)"
+                    f"training {trainer.job.name} diverged before step {step}: loss {losses[0]}, signal {losses[1]}; lower "
+                    "the learning rate or the signal's weight (the last finite checkpoint is kept)"
                 )
             trainer.seconds = already + time.perf_counter() - started
             if step % LOG_EVERY == 0 or step == recipe.steps:

@@ -31,13 +31,14 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Approximate orthogonal factor of each matrix of a stack [..., rows, cols] (singular values near 1), in bf16."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.to(torch.bfloat16)
+    x: Tensor = matrices.to(torch.bfloat16)
     x = x.mT if tall else x
-    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(torch.bfloat16)
+    x = x / (torch.linalg.matrix_norm(x.float(), keepdim=True) + 1e-7).to(torch.bfloat16)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    x = x.mT if tall else x
+    return x.to(matrices.dtype)
 
 
 def init_state(params: Params, settings: OptimSettings) -> dict[str, Tensor]:
@@ -58,7 +59,15 @@ def clip_gradients(grads: dict[str, Tensor], limit: float) -> None:
         grad.mul_(scale)
 
 
-def update(params: Params, grads: dict[str, Tensor], state: dict[str, Tensor], step: int, scale: float, settings: OptimSettings, orthogonal: Callable[[Tensor], Tensor] = orthogonalise) -> None:
+def update(
+    params: Params,
+    grads: dict[str, Tensor],
+    state: dict[str, Tensor],
+    step: int,
+    scale: float,
+    settings: OptimSettings,
+    orthogonal: Callable[[Tensor], Tensor] = orthogonalise,
+) -> None:
     """One step in place.
 
     Args:
@@ -100,7 +109,13 @@ def _adamw(
 
 
 def _muon(
-    params: Params, grads: dict[str, Tensor], state: dict[str, Tensor], scale: float, settings: OptimSettings, names: list[str], orthogonal: Callable[[Tensor], Tensor]
+    params: Params,
+    grads: dict[str, Tensor],
+    state: dict[str, Tensor],
+    scale: float,
+    settings: OptimSettings,
+    names: list[str],
+    orthogonal: Callable[[Tensor], Tensor],
 ) -> None:
     rate = settings.muon_lr * scale
     directions: dict[str, Tensor] = {}
@@ -114,7 +129,7 @@ def _muon(
         if not group:
             continue
         stacked = torch.cat([directions[name] if _is_wide(directions[name]) else directions[name].mT for name in group])
-        for name, direction in zip(group, orthogonal(stacked).split([len(params[name]) for name in group])):
+        for name, direction in zip(group, torch.split(orthogonal(stacked), [len(params[name]) for name in group]), strict=True):
             tensor = params[name]
             if not _is_wide(tensor):
                 direction = direction.mT
