@@ -123,6 +123,9 @@ def open_run(path: Path, *, bundled: bool = False) -> Run:
         name = RunName(str(manifest["condition"]), int(manifest["seed"]))
         for key in ("weight_hash", "shape", "task"):
             manifest[key]
+        trained = manifest.get("config", {}).get("condition", {}).get("name", name.condition)
+        if trained != name.condition:
+            raise ValueError(f"it says condition {name.condition}, but was trained as {trained}")
     except (StoreError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has no readable run manifest ({error}); retrain it with wallprobe train ... --force") from error
     return Run(name, path, manifest, bundled)
@@ -151,6 +154,16 @@ def find_run(name: str, root: Path | None = None) -> Run:
     raise UnknownNameError(
         f"no run named '{name}' in {root or default_root()} or bundled{unfinished}; there are: {known}. Train it: wallprobe train {name}"
     )
+
+
+def resolve_run(source: str, root: Path | None = None) -> Run:
+    """The run in a folder, if `source` is one, else the run of that name.
+
+    Raises:
+        UnknownNameError, CheckpointError: as `find_run`.
+    """
+    path = Path(source)
+    return open_run(path) if is_run_folder(path) else find_run(source, root)
 
 
 def list_runs(root: Path | None = None) -> list[Run]:

@@ -44,6 +44,13 @@ def test_large_caches_are_announced(loaded, monkeypatch):
         cache.capture(loaded, torch.zeros(10, 8, dtype=torch.long), NAMES)
 
 
+def test_a_hook_that_fires_twice_is_an_error():
+    record = cache.recorder({}, "a", lambda value: value)
+    record(torch.zeros(1), None)
+    with pytest.raises(InstrumentError, match="hook a fired more than once"):
+        record(torch.zeros(1), None)
+
+
 def test_a_silent_hook_is_an_error(loaded):
     with pytest.raises(InstrumentError, match="did not fire"):
         cache.capture(loaded, torch.zeros(2, 4, dtype=torch.long), ["blocks.1.attn.hook_result"])

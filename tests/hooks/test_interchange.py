@@ -190,6 +190,12 @@ def test_an_alignment_fitted_across_bases_recovers_a_rotated_twin(store, write_r
     assert max(abs(bare["kl_to_donor"] - wanted["kl_to_donor"]) for bare, wanted in zip(raw, same, strict=True)) > 0.05
 
 
+def test_a_runs_folder_stands_for_its_name(store):
+    by_folder = ic.interchange(request(str(store / "p5@42"), str(store / "c0@42")), root=store / "elsewhere")
+    assert by_folder.values == ic.interchange(request(), root=store).values
+    assert by_folder.summary["src"] == "p5"
+
+
 def test_ridge_joins_different_widths(store):
     record = ic.interchange(request("c3", "c0", layers=(1,), align="ridge"), root=store).values[0]
     assert "p_rule_raw" not in record

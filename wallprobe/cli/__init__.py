@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from wallprobe.cli import attention, evaluate, interchange, runs, train
+from wallprobe.cli import attention, evaluate, gains, gallery, interchange, runs, train
 from wallprobe.errors import WallprobeError
 
 app = typer.Typer(
@@ -13,7 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for module in (train, evaluate, runs, interchange, attention):
+for module in (train, evaluate, runs, interchange, attention, gains, gallery):
     module.register(app)
 
 

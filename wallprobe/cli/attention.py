@@ -28,10 +28,10 @@ def attention(
     from wallprobe import models
     from wallprobe.hooks.attention import attention as measure
     from wallprobe.hooks.interchange import parse_numbers_in_order
-    from wallprobe.runs import find_run
+    from wallprobe.runs import resolve_run
 
     given = None if tokens is None else parse_numbers_in_order(tokens, "tokens")
-    result = measure(find_run(name, runs), example=example, tokens=given, seed=seed, device=models.pick_device(device))
+    result = measure(resolve_run(name, runs), example=example, tokens=given, seed=seed, device=models.pick_device(device))
     stored = result.save(results)
     if json:
         common.print_json(result.to_json())

@@ -25,14 +25,12 @@ def evaluate(
     json: common.Json = False,
 ) -> None:
     """Measure runs against the exact Bayesian answer: the wall in entropy, and whether the mass is on the right token."""
-    from pathlib import Path
-
     from wallprobe import models
-    from wallprobe.runs import find_run, is_run_folder, open_run
+    from wallprobe.runs import resolve_run
     from wallprobe.training.evaluate import evaluate as measure
 
     place = models.pick_device(device)
-    found = [open_run(Path(name)) if is_run_folder(Path(name)) else find_run(name, runs) for name in names]
+    found = [resolve_run(name, runs) for name in names]
     for run in found:
         run.verify()
     measured = []

