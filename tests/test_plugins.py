@@ -48,5 +48,5 @@ def test_a_broken_plugin_is_named_and_skipped(fake_entry_points):
 
 
 def test_an_unknown_group_is_a_programming_error():
-    with pytest.raises(ValueError, match="'wallprobe.nonsense' is no plugin group"):
+    with pytest.raises(ValueError, match=r"'wallprobe\.nonsense' is no plugin group"):
         plugins.load_group("wallprobe.nonsense")

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import functools
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -46,8 +45,12 @@ def command_line() -> str:
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv and sys.argv[0] else "python"
 
 
-def peak_memory_mib() -> float:
-    """Peak resident memory of this process so far, in MiB."""
+def peak_memory_mib() -> float | None:
+    """Peak resident memory of this process so far, in MiB; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
 

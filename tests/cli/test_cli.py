@@ -165,6 +165,7 @@ REFUSALS = [
     (["train", "c0@x"], "'c0@x' is not a run name"),
     (["train", "c0", "--preset", "huge"], "no preset named 'huge'; there are: small, paper"),
     (["train", "c0", "--device", "abacus"], "device 'abacus' cannot be used here"),
+    (["train", "c0", "--modulus", "16"], "modulus 16 is not prime"),
     (["train", "c0", "--compile", "maybe"], "--compile 'maybe' is none of auto, on, off"),
     (["eval", "c9"], "no run named 'c9' in runs or bundled; there are: "),
     (["interchange", "--src", "nobody", "--dst", "c0"], "no run named 'nobody'"),
@@ -213,6 +214,18 @@ def test_a_damaged_checkpoint_gets_one_line(invoke, tmp_path, local_c0, damage):
         assert (code, out) == (2, "")
         assert len(err.strip().splitlines()) == 1
         assert {"missing": "has no weights", "truncated": "truncated", "flipped": "altered"}[damage] in err
+    assert everything(tmp_path) == before
+
+
+def test_a_width_mismatch_gets_one_line(invoke, tmp_path, write_run):
+    from wallprobe.training import lean
+
+    shape = lean.Shape(n_layers=6, d_model=24, n_heads=3, n_ctx=16, vocabulary=17)
+    write_run(tmp_path / "runs", "p5", lean.init_params(shape, 0), shape)
+    before = everything(tmp_path)
+    code, out, err = invoke("interchange", "--src", "p5", "--dst", "c0", "--layer", "3")
+    assert (code, out) == (2, "")
+    assert err == ("wallprobe: p5 is 24 wide and c0 128: their residual streams do not fit; use --align ridge, or runs of one preset\n")
     assert everything(tmp_path) == before
 
 

@@ -17,6 +17,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of those given without one.")] = 42,
     preset: Annotated[str, typer.Option(help="Recipe: small (a laptop) or paper (the published one).")] = "small",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of the preset's.", min=1)] = None,
+    modulus: Annotated[int, typer.Option(help="p of the recurrence, a prime; also the vocabulary.")] = 17,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", min=1)] = None,
     compile: Annotated[
         str, typer.Option("--compile", help="auto, on or off: compile the step (auto: where there is a C++ compiler).")
@@ -34,6 +35,7 @@ def train(
 
     from wallprobe import models
     from wallprobe.runs import RunName
+    from wallprobe.tasks.recurrence import RecurrenceTask
     from wallprobe.training.compiler import wants_compile
     from wallprobe.training.conditions import get_condition
     from wallprobe.training.evaluate import evaluate
@@ -45,7 +47,8 @@ def train(
     if checkpoint_every is not None:
         recipe = dataclasses.replace(recipe, checkpoint_every=checkpoint_every)
     parsed = [RunName.parse(name if "@" in name else f"{name}@{seed}") for name in names]
-    jobs = [Job(get_condition(name.condition), recipe, name.seed) for name in parsed]
+    task = RecurrenceTask(modulus=modulus)
+    jobs = [Job(get_condition(name.condition), recipe, name.seed, task) for name in parsed]
     if threads is not None:
         torch.set_num_threads(threads)
     place, compiled = models.pick_device(device), wants_compile(compile)
