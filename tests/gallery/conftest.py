@@ -1,0 +1,58 @@
+"""Stores and sites for the gallery's tests; pytest imports by path here, so the sample maker is loaded and not imported."""
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from wallprobe.gallery import build_site
+from wallprobe.gallery.exhibits import attention, evaluation, gains, interchange
+
+MAKERS = {"attention": attention.exhibit, "eval": evaluation.exhibit, "gains": gains.exhibit, "interchange": interchange.exhibit}
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="session")
+def samples() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gallery_samples", Path(__file__).with_name("gallery_samples.py"))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def makers() -> dict[str, Any]:
+    return MAKERS
+
+
+@pytest.fixture(scope="session")
+def site(samples: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A built site over every kind, sound, hostile and damaged."""
+    root = tmp_path_factory.mktemp("gallery")
+    store = samples.hostile_store(root / "results")
+    return build_site(store, root / "site", exhibits=MAKERS).index.parent
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright (pip install 'wallprobe[dev]')")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("the browser tests need Debian's chromium (apt-get install chromium)")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield opened
+        opened.close()

@@ -1,0 +1,105 @@
+"""The exhibit of kind "gains": how loud each layer is, with contraction below the line at 1 and amplification above it."""
+
+import math
+
+from wallprobe.gallery import charts
+from wallprobe.gallery.charts import Spec
+from wallprobe.gallery.exhibit import Exhibit, Figure, Glance, Table, chart
+from wallprobe.gallery.exhibits.table import headline, tables
+from wallprobe.results import Result
+
+BRANCHES = {"attn": ("Attention", "@series-1"), "mlp": ("MLP", "@series-2")}
+NORMS = {
+    "resid_pre_norm": ("residual stream entering", "@series-3", "solid", "circle"),
+    "attn_out_norm": ("attention writes", "@series-1", "dash", "square"),
+    "mlp_out_norm": ("MLP writes", "@series-2", "dot", "diamond"),
+}
+
+
+def exhibit(result: Result) -> Exhibit:
+    """Gains per layer of both branches, with and without sink tokens, then the norms behind them."""
+    model = result.data.attrs.get("model", result.manifest.get("subject", "a model"))
+    sections: list[Figure | Table] = [_bars(result, branch) for branch in BRANCHES if charts.has(result, f"{branch}_gain")]
+    norms = [name for name in NORMS if charts.has(result, name)]
+    if norms:
+        sections.append(_norms(result, norms))
+    glance = None
+    if charts.has(result, "mlp_gain"):
+        # In powers of ten, or one sink-reading layer would flatten all others.
+        seen = [math.log10(value) if value is not None and value > 0 else None for value in charts.values(result.data["mlp_gain"])]
+        glance = Glance("bars", (tuple(seen),), 0.0)
+    return Exhibit(headline(result, f"Layer gains of {model}"), tuple(sections) or tables(result), glance)
+
+
+def _bars(result: Result, branch: str) -> Figure:
+    wording, color = BRANCHES[branch]
+    data, layers = result.data, result.data["layer"].values.tolist()
+    shown = [name for name in (f"{branch}_gain", f"{branch}_gain_no_sink") if name in data]
+    kind = charts.scale(*(charts.values(data[name]) for name in shown))
+    traces = [_bar(result, name, color, quiet=place > 0) for place, name in enumerate(shown)]
+    spec = {
+        "data": traces,
+        "layout": {
+            "barmode": "group",
+            "bargap": 0.25,
+            "xaxis": charts.axis("layer", showgrid=False, dtick=1 if len(layers) <= 16 else None),
+            "yaxis": charts.axis("gain", "ratio of norms", **kind),
+            "shapes": [charts.rule_line(1.0, "1: neither louder nor quieter")],
+        },
+    }
+    contracting = sum(value < 1 for value in charts.values(data[shown[0]]) if value is not None)
+    title = f"{wording} contracts in {contracting} of {len(layers)} layers"
+    definition = result.data.attrs.get("definition") or result.summary.get("definition") or "not named"
+    formula = result.manifest.get("formula")
+    caption = (
+        f"Definition {definition}{f': {formula}' if formula else ''}. Bars start at 1; below it the branch contracts. {_prompts(result)}"
+    )
+    caption += " Logarithmic scale." if kind["type"] == "log" else ""
+    peak = charts.number(max((value for value in charts.values(data[shown[0]]) if value is not None), default=None))
+    return chart(title, spec, alt=f"Bars per layer of {wording} gain against a line at 1. {title}; the largest is {peak}.", caption=caption)
+
+
+def _prompts(result: Result) -> str:
+    """What the whiskers are over."""
+    prompts, tokens = (result.summary.get(key) for key in ("n_prompts", "n_tokens"))
+    n = f"{prompts:,} prompts, {tokens:,} tokens" if isinstance(prompts, int) and isinstance(tokens, int) else "prompts"
+    return f"Whiskers: 95 % bootstrap interval over {n}."
+
+
+def _bar(result: Result, name: str, color: str, *, quiet: bool) -> Spec:
+    seen = charts.values(result.data[name])
+    drawn: Spec = {
+        "type": "bar",
+        "name": "without sink tokens" if quiet else "all tokens",
+        "x": result.data["layer"].values.tolist(),
+        "y": [None if value is None else value - 1 for value in seen],
+        "base": 1,
+        "customdata": seen,
+        "hovertemplate": "layer %{x}: %{customdata:.4g}<extra></extra>",
+        "marker": {"color": color, "line": {"color": color, "width": 1.2}},
+    }
+    if quiet:
+        drawn["marker"] |= {"color": f"{color}-soft", "pattern": {"shape": "/", "size": 5, "fgcolor": color, "bgcolor": "@surface"}}
+    return drawn | charts.error_bars(result.data, name)
+
+
+def _norms(result: Result, names: list[str]) -> Figure:
+    layers = result.data["layer"].values.tolist()
+    traces = []
+    for name in names:
+        label, color, dash, symbol = NORMS[name]
+        traces.append(charts.line(result.data, name, layers, label=label, color=color, dash=dash, symbol=symbol))
+    kind = charts.scale(*(charts.values(result.data[name]) for name in names))
+    spec = {
+        "data": traces,
+        "layout": {
+            "xaxis": charts.axis("layer", showgrid=False, dtick=1 if len(layers) <= 16 else None),
+            "yaxis": charts.axis("mean norm", charts.units(result, names[0]) or "L2", **kind),
+            "hovermode": "x unified",
+        },
+    }
+    first, last = charts.values(result.data[names[0]])[0], charts.values(result.data[names[0]])[-1]
+    title = "The norms behind the gains"
+    if names[0] == "resid_pre_norm" and first and last:
+        title = f"The residual stream goes from a norm of {charts.number(first)} to {charts.number(last)}"
+    return chart(title, spec, alt=f"Lines of mean norms by layer. {title}.", caption="Mean L2 norm over tokens, as the model computes it.")

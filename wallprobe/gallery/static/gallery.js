@@ -1,0 +1,296 @@
+// Draws the figures of one page from the JSON in it; asks the network for nothing.
+(function () {
+  "use strict";
+
+  const root = document.documentElement;
+  const source = document.getElementById("figures");
+  const figures = source ? JSON.parse(source.textContent) : [];
+  const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
+  const printing = window.matchMedia("print");
+  const drawn = new Map(); // section element -> place of the frame shown
+  let serial = 0;
+
+  const isDark = () => (root.dataset.theme || (systemDark.matches ? "dark" : "light")) === "dark";
+  const themed = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
+  const ramp = () => [1, 2, 3, 4, 5, 6].map((step) => themed("ramp-" + step));
+
+  // "@ramp" runs from 0; "@anchored:f" is flat and neutral up to the noise floor, a share f of the range, and climbs from there.
+  function colorscale(name) {
+    const floor = name.startsWith("@anchored:") ? Math.min(Math.max(parseFloat(name.slice(10)) || 0, 0), 0.98) : 0;
+    const colors = floor ? [themed("ramp-floor"), ...ramp()] : ramp();
+    const last = colors.length - 1; // plotly drops a scale whose end is not exactly 1
+    const climb = colors.map((color, place) => [place === last ? 1 : floor + ((1 - floor) * place) / last, color]);
+    if (floor) climb.unshift([0, themed("ramp-floor")]);
+    return climb;
+  }
+
+  // Only values under a colour's key are names of the theme, so no label can be taken for one.
+  function resolve(value, key) {
+    if (Array.isArray(value)) return value.map((item) => resolve(item, key));
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, resolve(item, name)]));
+    }
+    if (typeof value === "string" && value.startsWith("@") && /color(scale)?$/i.test(key)) {
+      return /scale$/i.test(key) ? colorscale(value) : themed(value.slice(1));
+    }
+    return value;
+  }
+
+  function axes(layout, narrow) {
+    const common = { gridcolor: themed("grid"), linecolor: themed("line"), zerolinecolor: themed("line"), tickfont: { size: 12 } };
+    const made = {};
+    for (const key of new Set([...Object.keys(layout).filter((name) => /^[xy]axis/.test(name)), "xaxis", "yaxis"])) {
+      const own = layout[key] || {};
+      const tall = !key.startsWith("x") || Boolean(own.ticktext) || own.type === "category"; // tick labels whose size is not known
+      made[key] = { ...common, automargin: tall, zeroline: key.startsWith("y"), ...own, title: { font: { size: 12.5, color: themed("muted") }, standoff: 10, ...own.title } };
+      if (narrow && own.dtick === 1 && key.startsWith("x")) made[key].dtick = 2;
+    }
+    return made;
+  }
+
+  // Room for the legend under the axis, counted here: plotly's own margins for both together do not settle on narrow screens.
+  function legendHeight(data, layout, width) {
+    const named = [...data.filter((trace) => trace.showlegend !== false), ...(layout.shapes || []).filter((shape) => shape.showlegend)];
+    const drawn = named.filter((item) => item.name);
+    if (layout.showlegend === false || drawn.length < 2) return 0;
+    const sizes = drawn.map((item) => 52 + 7 * item.name.length);
+    const fits = sizes.reduce((sum, size) => sum + size, 0) < width - 70;
+    const columns = Math.max(1, Math.floor((width - 70) / Math.max(...sizes)));
+    return (fits ? 1 : Math.ceil(drawn.length / columns)) * 19 + 12;
+  }
+
+  function axisHeight(axis) {
+    if (axis && axis.ticktext) return axis.ticktext.some((label) => label.length > 4) ? 110 : 56;
+    return 52;
+  }
+
+  function chart(box, spec, height) {
+    const layout = resolve(spec.layout || {}, "");
+    const narrow = box.clientWidth < 480;
+    const below = legendHeight(spec.data || [], layout, box.clientWidth);
+    const bars = Boolean(layout.coloraxis) || (spec.data || []).some((trace) => trace.colorbar);
+    const full = {
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: themed("sans"), size: 13, color: themed("ink") },
+      margin: { l: 56, r: 12, t: (layout.annotations || []).length ? 34 : 14, b: axisHeight(layout.xaxis) + below },
+      legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", traceorder: "normal", font: { size: 12 } },
+      hoverlabel: { bgcolor: themed("surface"), bordercolor: themed("line"), font: { color: themed("ink"), size: 12 } },
+      ...layout,
+      ...axes(layout, narrow),
+      height: height + Math.max(0, below - 31) + (narrow && bars ? 60 : 0),
+      autosize: true,
+      dragmode: false,
+    };
+    if (full.coloraxis && full.coloraxis.colorbar) full.coloraxis.colorbar = bar(full.coloraxis.colorbar, narrow);
+    const data = resolve(spec.data || [], "");
+    for (const trace of data) if (trace.colorbar) trace.colorbar = bar(trace.colorbar, narrow);
+    return window.Plotly.react(box, data, full, { displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: false });
+  }
+
+  // On a phone the colour bar lies under the plot: beside it, it would take half the width.
+  function bar(given, narrow) {
+    const quiet = { outlinewidth: 0, thickness: 12, tickfont: { size: 11 }, ...given };
+    const title = { font: { size: 12, color: themed("muted") }, ...given.title };
+    return narrow
+      ? { ...quiet, orientation: "h", tickangle: 0, y: -0.42, yanchor: "top", len: 1, title: { ...title, side: "bottom" } }
+      : { ...quiet, title: { ...title, side: "right" } };
+  }
+
+  function visual(box, element, spec) {
+    if (!window.CircuitsVis || !window.CircuitsVis[element]) throw new Error("assets/circuitsvis.js did not load");
+    const card = document.createElement("div");
+    card.id = "cv-" + ++serial; // its render() finds the box by id
+    box.replaceChildren(card);
+    window.CircuitsVis.render(card.id, window.CircuitsVis[element], spec);
+    if (element === "AttentionHeads") operable(card);
+  }
+
+  // circuitsvis's head selector answers to the mouse alone; this lets the keyboard and a screen reader choose a head too.
+  function operable(card) {
+    const watcher = new MutationObserver(() => {
+      const tiles = card.querySelectorAll(":scope > div > h3 + div > div > div");
+      if (!tiles.length) return;
+      watcher.disconnect();
+      for (const tile of tiles) {
+        tile.tabIndex = 0;
+        tile.setAttribute("role", "button");
+        tile.setAttribute("aria-label", "Show head " + tile.querySelector("h4").textContent);
+        tile.addEventListener("keydown", (event) => {
+          if (event.key !== "Enter" && event.key !== " ") return;
+          event.preventDefault();
+          tile.click();
+        });
+      }
+    });
+    watcher.observe(card, { childList: true, subtree: true });
+  }
+
+  function draw(section, place) {
+    const figure = figures[Number(section.dataset.figure)];
+    const frame = figure.frames[place];
+    const stage = section.querySelector(".stage");
+    const same = stage.childElementCount === frame.panels.length;
+    if (!same) stage.replaceChildren(...frame.panels.map(() => document.createElement("div")));
+    drawn.set(section, place);
+    frame.panels.forEach((panel, number) => {
+      const holder = stage.children[number];
+      const isChart = panel.element === "plotly";
+      if (!holder.firstChild) {
+        const label = document.createElement("p");
+        label.className = "label";
+        label.textContent = panel.label;
+        holder.className = isChart ? "holder" : "holder visual";
+        const box = document.createElement("div");
+        box.className = isChart ? "chart" : "cv " + panel.element;
+        if (isChart) {
+          box.setAttribute("role", "img");
+          box.setAttribute("aria-label", figure.alt);
+          box.style.minHeight = figure.height + "px";
+        }
+        holder.append(label, box);
+      }
+      try {
+        if (isChart) chart(holder.lastChild, panel.spec, figure.height);
+        else visual(holder.lastChild, panel.element, panel.spec);
+      } catch (error) {
+        holder.lastChild.textContent = "This figure could not be drawn: " + error.message;
+        console.error(error);
+      }
+    });
+    section.dataset.drawn = "yes";
+  }
+
+  function stepper(section) {
+    const bar = section.querySelector(".stepper");
+    if (!bar) return;
+    const choice = bar.querySelector("select");
+    const buttons = [...bar.querySelectorAll("[data-step]")];
+    const show = (place) => {
+      choice.value = String(place);
+      for (const button of buttons) {
+        const next = place + Number(button.dataset.step);
+        button.disabled = next < 0 || next >= choice.options.length;
+      }
+      if (drawn.has(section) && drawn.get(section) !== place) draw(section, place);
+    };
+    choice.addEventListener("change", () => show(Number(choice.value)));
+    for (const button of buttons) {
+      button.addEventListener("click", () => {
+        if (!drawn.has(section)) draw(section, Number(choice.value));
+        show(Number(choice.value) + Number(button.dataset.step));
+      });
+    }
+    bar.hidden = false;
+    show(figures[Number(section.dataset.figure)].first);
+  }
+
+  function exports(section) {
+    const box = section.querySelector(".exports");
+    const figure = figures[Number(section.dataset.figure)];
+    if (!figure.frames.some((frame) => frame.panels.some((panel) => panel.element === "plotly"))) return;
+    box.hidden = false;
+    for (const button of box.querySelectorAll("[data-export]")) {
+      button.addEventListener("click", () => {
+        const chosen = section.querySelector(".chart.js-plotly-plot");
+        if (!chosen) return;
+        const size = { width: chosen.clientWidth, height: chosen.clientHeight, scale: button.dataset.export === "png" ? 2 : 1 };
+        const name = location.pathname.split("/").pop().replace(/\.html$/, "") + "-" + section.dataset.figure;
+        window.Plotly.downloadImage(chosen, { format: button.dataset.export, filename: name, ...size });
+      });
+    }
+  }
+
+  const first = (section) => {
+    if (!drawn.has(section)) draw(section, figures[Number(section.dataset.figure)].first);
+  };
+
+  function start() {
+    const sections = [...document.querySelectorAll("[data-figure]")];
+    for (const section of sections) {
+      // Room kept for what is not drawn yet, so that nothing jumps while reading.
+      const figure = figures[Number(section.dataset.figure)];
+      if (figure.frames[figure.first].panels.some((panel) => panel.element === "plotly")) {
+        section.querySelector(".stage").style.minHeight = figure.height + "px";
+      }
+    }
+    sections.forEach(stepper);
+    sections.forEach(exports);
+    const watcher = new IntersectionObserver(
+      (entries) => {
+        for (const entry of entries) {
+          if (!entry.isIntersecting) continue;
+          watcher.unobserve(entry.target);
+          first(entry.target);
+        }
+      },
+      { rootMargin: "200px 0px" },
+    );
+    for (const section of sections) watcher.observe(section);
+    window.addEventListener("beforeprint", () => sections.forEach(first));
+    if (printing.matches) sections.forEach(first);
+  }
+
+  // Charts take their colours when drawn, so a change of theme draws them again; circuitsvis follows by CSS alone.
+  function recolor() {
+    for (const [section, place] of drawn) {
+      const panels = figures[Number(section.dataset.figure)].frames[place].panels;
+      const stage = section.querySelector(".stage");
+      panels.forEach((panel, number) => {
+        if (panel.element === "plotly") chart(stage.children[number].lastChild, panel.spec, figures[Number(section.dataset.figure)].height);
+      });
+    }
+  }
+
+  function themeButton() {
+    const button = document.getElementById("theme");
+    const label = () => {
+      button.textContent = isDark() ? "Light" : "Dark";
+      button.setAttribute("aria-label", "Switch to the " + (isDark() ? "light" : "dark") + " theme");
+    };
+    button.hidden = false;
+    label();
+    button.addEventListener("click", () => {
+      root.dataset.theme = isDark() ? "light" : "dark";
+      try {
+        localStorage.setItem("wallprobe-theme", root.dataset.theme);
+      } catch (error) {
+        // not remembered where storage is closed; the page itself still follows
+      }
+      label();
+      recolor();
+    });
+    systemDark.addEventListener("change", () => {
+      label();
+      recolor();
+    });
+  }
+
+  async function copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch (error) {
+      const area = document.createElement("textarea");
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy"); // the only way where the clipboard is closed to file:// pages
+      area.remove();
+    }
+  }
+
+  function copyButtons() {
+    for (const button of document.querySelectorAll("[data-copy]")) {
+      button.hidden = false;
+      button.addEventListener("click", async () => {
+        await copy(button.parentElement.querySelector("code").textContent);
+        button.textContent = "Copied";
+        setTimeout(() => (button.textContent = "Copy"), 1500);
+      });
+    }
+  }
+
+  themeButton();
+  copyButtons();
+  start();
+})();
