@@ -126,7 +126,7 @@ def test_eval_of_the_bundled_runs_shows_the_wall_and_its_erosion(invoke):
 def test_eval_prints_the_published_figures_beside(invoke):
     code, out, _ = invoke("eval", "c0", "--sequences", "200")
     assert code == 0
-    for words in ("wall ratio", "(76)", "(1.54)", "mass on the Bayes-best token", "position"):
+    for words in ("wall ratio", "(76)", "(1.54)", "Bayes-best mass", "position"):
         assert words in out
     assert json.loads(invoke("eval", "c0", "--sequences", "200", "--json")[1])["summary"]["run"] == "c0"
 

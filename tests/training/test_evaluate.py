@@ -83,6 +83,7 @@ def test_evaluation_of_a_run(run, tmp_path):
     assert summary["untrained_mae"] == pytest.approx(mae[5:].mean())
     assert summary["wall_ratio"] == pytest.approx(summary["untrained_mae"] / summary["trained_mae"])
     assert summary["wall_sharpness"] == pytest.approx(mae[5] - mae[4])
+    assert 0 < summary["bayes_best_mass_geomean"] < summary["bayes_best_mass"]
     assert summary["wall_ratio_low"] < summary["wall_ratio"] < summary["wall_ratio_high"]
     assert [record["position"] for record in result.values] == list(range(1, 16))
     assert "has not learnt the task" in summary["finding"]

@@ -51,38 +51,45 @@ def evaluate(
 
 
 ROWS = {
-    "trained_mae": "MAE of entropy, supervised (bits)",
-    "untrained_mae": "MAE of entropy, unsupervised (bits)",
+    "trained_mae": "MAE supervised, bits",
+    "untrained_mae": "MAE unsupervised",
     "wall_ratio": "wall ratio",
-    "kl_nats": "KL(P||Q), all positions (nats)",
-    "class_posterior_mae": "class-posterior MAE, t >= 4",
-    "class_posterior_mae_program": "  the same, programs only",
-    "bayes_best_mass": "mass on the Bayes-best token, unsup.",
-    "bayes_best_posterior": "  exact mass there",
+    "kl_nats": "KL(P||Q), nats",
+    "class_posterior_mae": "class-posterior MAE",
+    "class_posterior_mae_program": "  programs only",
+    "bayes_best_mass": "Bayes-best mass",
+    "bayes_best_mass_geomean": "  geometric mean",
+    "bayes_best_posterior": "  exact answer's",
 }
 
 
-def _number(value: float) -> str:
-    return f"{value:.{4 if value < 0.1 else 3 if value < 10 else 1}f}"
+def _with_interval(summary: "dict[str, Any]", key: str) -> str:
+    """Three significant digits and half the 95 % interval (the interval itself is in --json)."""
+    value, half = summary[key], (summary[f"{key}_high"] - summary[f"{key}_low"]) / 2
+    if value < 0.001:
+        return f"[bold]{value:.1e}[/bold]"
+    decimals = 4 if value < 0.01 else 3 if value < 1 else 2 if value < 10 else 1
+    spread = f"{half:.{decimals}f}".removeprefix("0" if half < 1 else "")
+    return f"[bold]{value:.{decimals}f}[/bold] [dim]±{spread}[/dim]"
 
 
 def _summary_table(measured: "list[Result]") -> Any:
     """Figures down, runs across."""
+    from rich import box
     from rich.table import Table
 
     from wallprobe.claims.wall import published
 
-    table = Table(title="Against the exact Bayesian answer, 95 % intervals\n(in brackets: the published study)", title_justify="left")
-    table.add_column("")
+    title = "Against the exact Bayesian answer (95 % interval; published study in brackets)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
     for result in measured:
         table.add_column(str(result.summary["run"]), justify="right")
     for key, label in ROWS.items():
-        cells = []
-        for result in measured:
-            value, low, high = (result.summary[key + suffix] for suffix in ("", "_low", "_high"))
-            seen = published(result.summary["run"], key)
-            note = "" if seen is None else f" ({seen:g})"
-            cells.append(f"[bold]{_number(value)}[/bold]{note}\n[dim]{_number(low)}-{_number(high)}[/dim]")
+        seen = [published(result.summary["run"], key) for result in measured]
+        cells = [_with_interval(result.summary, key) for result in measured]
+        if any(figure is not None for figure in seen):
+            cells = [f"{cell}\n{'' if figure is None else f'({figure:g})'}" for cell, figure in zip(cells, seen, strict=True)]
         table.add_row(label, *cells)
     return table
 

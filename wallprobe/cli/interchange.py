@@ -65,7 +65,7 @@ def _table(result: "Result") -> Any:
     from rich.table import Table
 
     attrs, brief = result.data.attrs, len(result.values) > 4
-    title = f"{attrs['src']} -> {attrs['dst']}, {attrs['site']}: probability of three answers, read at index {attrs['read_index']}"
+    title = f"{attrs['src']} -> {attrs['dst']}, {attrs['site']}: probability of three answers at index {attrs['read_index']}"
     table = Table(title=title, title_justify="left")
     table.add_column("layer", justify="right")
     table.add_column("index", justify="right")

@@ -232,8 +232,8 @@ def finding(
     def slot(place: tuple[int, int]) -> str:
         return f"layer {place[0]}, index {place[1]}"
 
-    swap = "" if attrs["align"] == "none" else f", {attrs['align']}-aligned"
-    opening = f"Patching {attrs['src']}'s {attrs['site']} into {attrs['dst']}{swap}"
+    aligned = "" if attrs["align"] == "none" else f"{attrs['align']}-aligned "
+    opening = f"Patching {attrs['src']}'s {aligned}{attrs['site']} into {attrs['dst']}"
     rule, imported = figures[rule_at]["p_rule"], figures[import_at]["p_import"]
     floor = f"noise floor {attrs['noise_floor']:.3f}"
     if crossed(rule_at, "rule"):

@@ -30,6 +30,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "kl": ("nats", "KL(P || Q)"),
     "total_variation": ("probability", "total variation between P and Q"),
     "best_mass": ("probability", "Q's mass on the Bayes-best token, where a rule is at least as likely as noise"),
+    "best_log_mass": ("nats", "mean log of that mass"),
     "best_posterior": ("probability", "P's mass on that token, same sequences"),
     "class_posterior_mae": ("probability", "|class posterior read off Q's mass on the Bayes-best token - w|"),
     "class_posterior_mae_program": ("probability", "the same, program sequences only"),
@@ -74,6 +75,7 @@ def sequence_metrics(
         "kl": (torch.special.xlogy(exact.predictive, exact.predictive) - exact.predictive * log_probs).sum(-1),
         "total_variation": (exact.predictive - probs).abs().sum(-1) / 2,
         "best_mass": where(decided, best_mass),
+        "best_log_mass": where(decided, best_log),
         "best_posterior": where(decided, exact.predictive.gather(-1, best)[..., 0]),
         "class_posterior_mae": class_error,
         "class_posterior_mae_program": where(is_program[:, None].expand_as(class_error), class_error),
@@ -177,6 +179,7 @@ def _summaries(means: dict[str, Tensor], draws: dict[str, Tensor], horizon: int)
         ("class_posterior_mae_program", "class_posterior_mae_program", 3),
         ("bayes_best_mass", "best_mass", horizon),
         ("bayes_best_posterior", "best_posterior", horizon),
+        ("bayes_best_log_mass", "best_log_mass", horizon),
         ("untrained_top1", "top1", horizon),
     ):
         pairs[key] = (means[metric][start:].nanmean(), draws[metric][:, start:].nanmean(-1))
@@ -184,6 +187,9 @@ def _summaries(means: dict[str, Tensor], draws: dict[str, Tensor], horizon: int)
     for key, (value, drawn) in pairs.items():
         low, high = stats.interval(drawn)
         summary |= {key: float(value), f"{key}_low": float(low), f"{key}_high": float(high)}
+    # A confident wrong guess is right once in p: the mean hides how little the usual sequence gets.
+    for suffix in ("", "_low", "_high"):
+        summary[f"bayes_best_mass_geomean{suffix}"] = math.exp(summary.pop(f"bayes_best_log_mass{suffix}"))
     return summary
 
 
