@@ -108,7 +108,7 @@ def wall(horizon: float, first: float) -> tuple[list[Spec], list[Spec]]:
     small = {"yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False, "font": {"size": 11, "color": "@muted"}}
     notes = [
         small | {"x": at, "xanchor": "right", "text": "supervised", "xshift": -6},
-        small | {"x": at, "xanchor": "left", "text": "never supervised", "xshift": 6},
+        small | {"x": at, "xanchor": "left", "text": "unsupervised", "xshift": 6},
     ]
     return [side | {"layer": "below"}, edge], notes
 

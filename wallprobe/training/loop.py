@@ -75,7 +75,7 @@ class Trainer:
     """The state of one training. `step()` advances it; `save()` and `resume()` carry it across processes."""
 
     def __init__(self, job: Job, folder: Path, device: str = "cpu", compile: bool = False, teacher: lean.Params | None = None) -> None:
-        self.job, self.folder, self.device = job, folder, device
+        self.job, self.folder, self.device, self.compiled = job, folder, device, compile
         self.step_number, self.seconds, self.log = 0, 0.0, list[dict[str, float]]()
         recipe, condition = job.recipe, job.condition
         self.params = {name: tensor.to(device) for name, tensor in lean.init_params(job.shape, job.seed, recipe.embedding_std).items()}
@@ -322,6 +322,7 @@ def _finish(trainer: Trainer, root: Path | None) -> runs.Run:
         weight_hash=sha256_file(folder / runs.WEIGHTS),
         weight_bytes=(folder / runs.WEIGHTS).stat().st_size,
         weight_processing="none",
+        compiled=trainer.compiled,
         log=trainer.log,
     )
     manifest["wall_time_s"] = round(trainer.seconds, 1)

@@ -10,7 +10,7 @@ from wallprobe.results import Result
 
 SUMMARY = {
     "trained_mae": ("Entropy error, supervised positions", "bits"),
-    "untrained_mae": ("Entropy error, never supervised", "bits"),
+    "untrained_mae": ("Entropy error, unsupervised positions", "bits"),
     "wall_ratio": ("Wall ratio, untrained / trained", "ratio"),
     "wall_sharpness": ("Wall sharpness, error at K+1 minus error at K", "bits"),
     "kl_nats": ("KL from the exact predictive", "nats"),
