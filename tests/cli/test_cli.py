@@ -21,7 +21,7 @@ try:
     main()
 except SystemExit:
     pass
-heavy = {"torch", "transformer_lens", "transformers", "xarray", "numpy", "plotly", "nnsight", "circuitsvis"} & set(sys.modules)
+heavy = {"torch", "transformer_lens", "transformers", "xarray", "numpy", "plotly", "nnsight", "circuitsvis", "pydantic"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
 INTERCHANGE_SUMMARY = set("src dst layer site align p_rule p_import p_own noise_floor self_patch_max_change n_pairs".split())  # noqa: SIM905

@@ -10,6 +10,7 @@ from wallprobe import models
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError, UnknownNameError
 from wallprobe.hooks import cache
 from wallprobe.hooks import interchange as ic
+from wallprobe.hooks.interchange_report import finding
 from wallprobe.hooks.interventions import NormMatched, OtherDonor, Swap
 from wallprobe.results import load_result
 from wallprobe.rng import generator
@@ -269,3 +270,30 @@ def test_layer_lists_are_read():
     for text in ("", "x", "1;2", "1.5"):
         with pytest.raises(ConfigError, match="is not a number"):
             ic.parse_layers(text)
+
+
+@pytest.mark.parametrize(
+    ("rule_low", "import_low", "words"),
+    [
+        (
+            0.05,
+            0.05,
+            "does not move the rule (at most 0.060, at layer 3, index 4; noise floor 0.059) and does not import the donor's answer",
+        ),
+        (
+            0.05,
+            0.06,
+            "does not move the rule (at most 0.060, at layer 3, index 4; noise floor 0.059) but imports the donor's answer only slightly",
+        ),
+        (0.05, 0.30, "but imports the donor's answer (probability 0.400 at layer 3, index 4, 0.001 unpatched)."),
+        (0.20, 0.05, "moves the donor's rule: probability 0.060 on it at layer 3, index 4 (noise floor 0.059) but does not import"),
+        (0.06, 0.30, "moves the donor's rule only slightly (probability 0.060 at layer 3, index 4; noise floor 0.059) and imports"),
+    ],
+)
+def test_the_sentence_says_what_the_intervals_allow(rule_low, import_low, words):
+    cell = {"p_rule": 0.06, "p_import": 0.4, "p_rule_low": rule_low, "p_import_low": import_low}
+    cell |= {f"base_p_{name}": 0.001 for name in ("rule", "import")} | {f"p_{name}_random": 0.058 for name in ("rule", "import")}
+    attrs = {"src": "p5", "dst": "c0", "site": "resid_pre", "align": "ridge", "noise_floor": 1 / 17}
+    sentence = finding({(3, 4): cell}, attrs, (3, 4), (3, 4))
+    assert sentence.startswith("Patching p5's ridge-aligned resid_pre into c0 ")
+    assert words in sentence

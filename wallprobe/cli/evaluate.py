@@ -80,7 +80,7 @@ def _summary_table(measured: "list[Result]") -> Any:
 
     from wallprobe.claims.wall import published
 
-    title = "Against the exact Bayesian answer (95 % interval; published study in brackets)"
+    title = "Against the exact answer (95 % interval; published figure in brackets)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for result in measured:

@@ -30,20 +30,15 @@ def runs(runs: common.Runs = None, json: common.Json = False) -> None:
     if json:
         common.print_json({"kind": "runs", "summary": summary, "values": [], "manifest": {"store": str(runs or default_root())}})
         return
+    from rich import box
     from rich.table import Table
 
-    table = Table("run", "signal", "route", "seed", "preset", "steps", "trained in", "weights", "where", title="Runs", title_justify="left")
+    table = Table(title="Runs", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("run", "signal", "route", "preset", "steps", "minutes", "weights", "where"):
+        table.add_column(heading, justify="right" if heading in ("steps", "minutes") else "left")
     for run, row in zip(found, summary, strict=True):
         condition = run.manifest["config"]["condition"]
-        table.add_row(
-            str(run.name),
-            condition["signal"],
-            condition["route"],
-            str(run.name.seed),
-            str(row["preset"]),
-            str(row["steps"]),
-            f"{run.manifest['wall_time_s'] / 60:.1f} min",
-            run.manifest["weight_hash"][:12],
-            "bundled" if run.bundled else str(run.path),
-        )
+        minutes, where = f"{run.manifest['wall_time_s'] / 60:.1f}", "bundled" if run.bundled else str(run.path)
+        told = (condition["signal"], condition["route"], row["preset"], row["steps"], minutes, run.manifest["weight_hash"][:8], where)
+        table.add_row(str(run.name), *map(str, told))
     common.out().print(table)

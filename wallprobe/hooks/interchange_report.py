@@ -220,30 +220,33 @@ def finding(
 ) -> str:
     """One plain sentence: did the rule cross, did the answer?
 
-    An answer is said to cross when its interval lies `MARGIN` above the noise floor, above what it was without a patch, and above
-    the random-donor control (the best of many cells is shown, so a bare interval would flatter it).
+    An answer crosses when its interval lies above the noise floor, above what it was without a patch, and above the random-donor
+    control; by less than `MARGIN` it crosses only slightly (the best of many cells is shown, which flatters it).
     """
 
-    def crossed(place: tuple[int, int], name: str) -> bool:
+    def crossing(place: tuple[int, int], name: str) -> str:
         cell = figures[place]
-        bar = max(attrs["noise_floor"], cell[f"base_p_{name}"], cell[f"p_{name}_random"])
-        return bool(cell[f"p_{name}_low"] > bar + MARGIN)
+        above = cell[f"p_{name}_low"] - max(attrs["noise_floor"], cell[f"base_p_{name}"], cell[f"p_{name}_random"])
+        return "clear" if above > MARGIN else "slight" if above > 0 else "none"
 
     def slot(place: tuple[int, int]) -> str:
         return f"layer {place[0]}, index {place[1]}"
 
     aligned = "" if attrs["align"] == "none" else f"{attrs['align']}-aligned "
-    opening = f"Patching {attrs['src']}'s {aligned}{attrs['site']} into {attrs['dst']}"
     rule, imported = figures[rule_at]["p_rule"], figures[import_at]["p_import"]
     floor = f"noise floor {attrs['noise_floor']:.3f}"
-    if crossed(rule_at, "rule"):
-        first = f"moves the donor's rule: probability {rule:.3f} on it at {slot(rule_at)} ({floor})"
-    else:
-        first = f"does not move the rule (at most {rule:.3f}, at {slot(rule_at)}; {floor})"
-    if crossed(import_at, "import"):
-        was = figures[import_at]["base_p_import"]
-        second = f"imports the donor's answer (probability {imported:.3f} at {slot(import_at)}, {was:.3f} unpatched)"
-    else:
-        second = f"does not import the donor's answer (at most {imported:.3f}, at {slot(import_at)})"
-    joined = "and" if crossed(rule_at, "rule") == crossed(import_at, "import") else "but"
-    return f"{opening} {first} {joined} {second}."
+    moves, imports = crossing(rule_at, "rule"), crossing(import_at, "import")
+    first = {
+        "clear": f"moves the donor's rule: probability {rule:.3f} on it at {slot(rule_at)} ({floor})",
+        "slight": f"moves the donor's rule only slightly (probability {rule:.3f} at {slot(rule_at)}; {floor})",
+        "none": f"does not move the rule (at most {rule:.3f}, at {slot(rule_at)}; {floor})",
+    }[moves]
+    was, other = figures[import_at]["base_p_import"], figures[import_at]["p_import_random"]
+    second = {
+        "clear": f"imports the donor's answer (probability {imported:.3f} at {slot(import_at)}, {was:.3f} unpatched)",
+        "slight": f"imports the donor's answer only slightly (probability {imported:.3f} at {slot(import_at)}, "
+        f"{other:.3f} with a random donor)",
+        "none": f"does not import the donor's answer (at most {imported:.3f}, at {slot(import_at)})",
+    }[imports]
+    joined = "and" if (moves == "none") == (imports == "none") else "but"
+    return f"Patching {attrs['src']}'s {aligned}{attrs['site']} into {attrs['dst']} {first} {joined} {second}."
