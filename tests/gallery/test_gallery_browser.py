@@ -187,6 +187,7 @@ def test_attention_head_is_chosen_by_keyboard(visit: Opener) -> None:
     tile.focus()
     watch.page.keyboard.press("Enter")
     watch.page.get_by_text("5.3 Zoomed").wait_for()
+    assert watch.page.get_by_text("5.3 Zoomed").is_visible()
     watch.clean()
 
 

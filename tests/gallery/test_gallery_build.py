@@ -146,7 +146,8 @@ def test_specs_are_valid_plotly(site: Path) -> None:
 
     for start in ("interchange-p5", "eval-c0", "gains-hugging", "attention-c0"):
         for panel in panels(page(site, start), "plotly"):
-            graph_objects.Figure(concrete(panel["spec"]))  # raises for a property plotly does not have
+            # Raises for a property plotly does not have.
+            assert graph_objects.Figure(concrete(panel["spec"])).data
 
 
 def test_data_files_stand_beside_the_page(site: Path, samples: ModuleType) -> None:

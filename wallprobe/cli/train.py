@@ -1,10 +1,16 @@
 """`wallprobe train`: make runs."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wallprobe.cli import common
+
+if TYPE_CHECKING:
+    from wallprobe.results import Result
+    from wallprobe.runs import Run
+    from wallprobe.training.loop import Job, Progress
 
 
 def register(app: typer.Typer) -> None:
@@ -38,9 +44,7 @@ def train(
     from wallprobe.tasks.recurrence import RecurrenceTask
     from wallprobe.training.compiler import wants_compile
     from wallprobe.training.conditions import get_condition
-    from wallprobe.training.evaluate import evaluate
     from wallprobe.training.loop import Job
-    from wallprobe.training.loop import train as train_run
     from wallprobe.training.recipes import get_recipe
 
     recipe = get_recipe(preset, steps=steps)
@@ -54,33 +58,31 @@ def train(
     place, compiled = models.pick_device(device), wants_compile(compile)
     summaries = []
     for job in jobs:
-        with common.progress() as view:
-            bar = view.add_task(f"train {job.name}", total=recipe.steps)
-            run = train_run(
-                job,
-                runs,
-                device=place,
-                compile=compiled,
-                force=force,
-                on_progress=lambda at, bar=bar, view=view, job=job: view.update(  # type: ignore[misc]
-                    bar, completed=at.step, description=f"train {job.name}  CE {at.cross_entropy:.3f} nats  signal {at.signal:.3f}"
-                ),
-            )
-        result = evaluate(run, device=place)
-        result.save_at(run.path / "eval")
-        summaries.append(
-            {
-                "name": str(run.name),
-                "path": str(run.path),
-                "steps": run.manifest["steps"],
-                "wall_time_s": run.manifest["wall_time_s"],
-                "weight_hash": run.manifest["weight_hash"],
-                "trained_mae": result.summary["trained_mae"],
-                "wall_ratio": result.summary["wall_ratio"],
-            }
-        )
+        run, result = _train_and_evaluate(job, runs, place, compiled, force)
+        row = {"name": str(run.name), "path": str(run.path)}
+        row |= {key: run.manifest[key] for key in ("steps", "wall_time_s", "weight_hash")}
+        row |= {key: result.summary[key] for key in ("trained_mae", "wall_ratio")}
+        summaries.append(row)
         if not json:
-            common.out().print(f"{run.path}: {run.manifest['wall_time_s']:.0f} s. {result.summary['finding']}", soft_wrap=True)
+            common.out().print(f"{run.path}: {row['wall_time_s']:.0f} s. {result.summary['finding']}", soft_wrap=True)
     if json:
         manifest = {"recipe": recipe.config(), "device": place, "threads": torch.get_num_threads(), "compiled": compiled}
         common.print_json({"kind": "train", "summary": summaries, "values": [], "manifest": manifest})
+
+
+def _train_and_evaluate(job: "Job", root: Path | None, device: str, compiled: bool, force: bool) -> "tuple[Run, Result]":
+    """One run under a progress bar, and its evaluation, stored beside it."""
+    from wallprobe.training.evaluate import evaluate
+    from wallprobe.training.loop import train as train_run
+
+    with common.progress() as view:
+        bar = view.add_task(f"train {job.name}", total=job.recipe.steps)
+
+        def follow(at: "Progress") -> None:
+            told = f"train {job.name}  CE {at.cross_entropy:.3f} nats  signal {at.signal:.3f}"
+            view.update(bar, completed=at.step, description=told)
+
+        run = train_run(job, root, device=device, compile=compiled, force=force, on_progress=follow)
+    result = evaluate(run, device=device)
+    result.save_at(run.path / "eval")
+    return run, result

@@ -1,9 +1,11 @@
 """Attention patterns of a run on one sequence, with what the run says of each token beside the exact answer."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from xarray import Dataset
 
 from wallprobe import models
 from wallprobe.errors import ConfigError, InstrumentError
@@ -42,17 +44,32 @@ def attention(run: Run, *, example: str = "program", tokens: tuple[int, ...] | N
     loaded = models.load_run(run, device)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(loaded.n_layers)]
     patterns = _patterns(loaded, sequence, names)
-    log_probs, exact = predict(loaded, sequence)[0], task.posterior(sequence)
-    length = sequence.shape[1]
+    title = "given sequence" if tokens is not None else f"drawn {example}"
+    data = _arrays(run, task, sequence, patterns, predict(loaded, sequence)[0], title)
+    manifest = provenance(
+        config={"run": str(run.name), "weight_hash": run.manifest["weight_hash"], "tokens": sequence[0].tolist()},
+        device=device,
+        dtype="float32",
+        watch=watch,
+        subject=f"{run.name} {title}",
+        weight_hash=run.manifest["weight_hash"],
+        weight_processing="none",
+        seeds={"sequence": seed},
+    )
+    return Result("attention", data, ("layer", "head", "query", "key"), _summary(run, sequence, patterns, title), manifest)
+
+
+def _arrays(run: Run, task: RecurrenceTask, sequence: Tensor, patterns: Tensor, log_probs: Tensor, title: str) -> Dataset:
+    """The patterns, and for each token what the run and the exact answer said of it beforehand (NaN for the first)."""
+    exact = task.posterior(sequence)
     said = log_probs.gather(-1, sequence[0, 1:, None])[:, 0]
 
     def at_tokens(values: Tensor) -> list[float]:
         return [math.nan, *values.tolist()]
 
-    title = "drawn program" if tokens is None and example == "program" else "drawn noise" if tokens is None else "given sequence"
-    indices = list(range(length))
-    data = dataset(
-        {"layer": list(range(loaded.n_layers)), "head": list(range(patterns.shape[1])), "query": indices, "key": indices},
+    indices = list(range(sequence.shape[1]))
+    return dataset(
+        {"layer": list(range(patterns.shape[0])), "head": list(range(patterns.shape[1])), "query": indices, "key": indices},
         {
             "pattern": (("layer", "head", "query", "key"), patterns.numpy(), "probability", "attention from query to key"),
             "token": (("query",), sequence[0].numpy().astype("int32"), "token", "the sequence"),
@@ -65,27 +82,24 @@ def attention(run: Run, *, example: str = "program", tokens: tuple[int, ...] | N
         example=title,
         modulus=task.modulus,
     )
-    inside = patterns[:, :, :, 0].mean()
-    summary = {
+
+
+def _summary(run: Run, sequence: Tensor, patterns: Tensor, title: str) -> dict[str, Any]:
+    """How much attention rests on the first token, beside what uniform causal attention would put there (first query left out)."""
+    length = sequence.shape[1]
+    first = float(patterns[:, :, 1:, 0].mean())
+    uniform = sum(1 / (query + 1) for query in range(1, length)) / (length - 1)
+    return {
         "run": str(run.name),
         "example": title,
         "tokens": " ".join(str(token) for token in sequence[0].tolist()),
-        "n_layers": loaded.n_layers,
+        "n_layers": patterns.shape[0],
         "n_heads": patterns.shape[1],
-        "attention_to_first": float(inside),
-        "finding": f"{run.name} on a {title}: {float(inside):.2f} of all attention rests on the first token.",
+        "attention_to_first": first,
+        "uniform_attention_to_first": uniform,
+        "finding": f"{run.name} on a {title} rests {first:.2f} of its attention on the first token; "
+        f"uniform attention would put {uniform:.2f} there.",
     }
-    manifest = provenance(
-        config={"run": str(run.name), "weight_hash": run.manifest["weight_hash"], "tokens": sequence[0].tolist()},
-        device=device,
-        dtype="float32",
-        watch=watch,
-        subject=f"{run.name} {title}",
-        weight_hash=run.manifest["weight_hash"],
-        weight_processing="none",
-        seeds={"sequence": seed},
-    )
-    return Result("attention", data, ("layer", "head", "query", "key"), summary, manifest)
 
 
 def _patterns(loaded: models.Loaded, sequence: Tensor, names: list[str]) -> Tensor:
