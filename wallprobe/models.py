@@ -24,6 +24,7 @@ from wallprobe.storage import sha256_file
 
 # Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
 RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
+OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -219,6 +220,8 @@ def load(source: str, device: str = "cpu", root: Path | None = None) -> Loaded:
             raise UnknownNameError(f"folder {source} is neither a run (manifest.json) nor a Hugging Face model (config.json)")
         return _load_transformers(source, "folder", path, None, device)
     if "/" in source or os.sep in source:
+        return _load_hub(source, device)
+    if source.partition("@")[0] in OWNERLESS:
         return _load_hub(source, device)
     return load_run(runs.find_run(source, root), device)
 

@@ -152,7 +152,8 @@ def find_run(name: str, root: Path | None = None) -> Run:
     known = ", ".join(str(run.name) for run in list_runs(root)) or "none"
     unfinished = f" (a training of it is unfinished in {local}: run it again to resume)" if local.is_dir() else ""
     raise UnknownNameError(
-        f"no run named '{name}' in {root or default_root()} or bundled{unfinished}; there are: {known}. Train it: wallprobe train {name}"
+        f"no run named '{name}' in {root or default_root()} or bundled{unfinished}; there are: {known}. "
+        f"If it is a condition, train it: wallprobe train {name}"
     )
 
 

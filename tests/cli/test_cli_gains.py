@@ -132,6 +132,7 @@ def test_damaged_folders(command: Command, place: Path, tmp_path: Path, damage: 
     ("words", "message"),
     [
         (["c9"], "no run named 'c9'"),
+        (["gpt2"], "model 'gpt2' could not be fetched: it is unknown to the hub, not in the local cache"),
         (["EleutherAI/pythia-70m"], "model 'EleutherAI/pythia-70m' could not be fetched: it is unknown to the hub, not in the local cache"),
         (["nobody/nothing"], "model 'nobody/nothing' could not be fetched"),
         (["missing.gguf"], "no file missing.gguf"),
