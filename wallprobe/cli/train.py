@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from wallprobe.runs import Run
     from wallprobe.training.loop import Job, Progress
 
+LOG_LINE = 1000  # steps
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -81,6 +83,9 @@ def _train_and_evaluate(job: "Job", root: Path | None, device: str, compiled: bo
         def follow(at: "Progress") -> None:
             told = f"train {job.name}  CE {at.cross_entropy:.3f} nats  signal {at.signal:.3f}"
             view.update(bar, completed=at.step, description=told)
+            # A log file gets a line now and then instead of the bar.
+            if not view.console.is_terminal and at.step % LOG_LINE == 0:
+                view.console.print(f"{told}  step {at.step} of {at.steps}", soft_wrap=True)
 
         run = train_run(job, root, device=device, compile=compiled, force=force, on_progress=follow)
     result = evaluate(run, device=device)
