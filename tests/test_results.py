@@ -82,6 +82,23 @@ def test_damage_is_named_and_does_not_hide_the_others(tmp_path, damage):
     assert [path for path, _ in damaged] == [folder]
 
 
+def test_a_rename_that_fails_puts_the_old_result_back(tmp_path, monkeypatch):
+    folder = sample(seed=1).save(tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    replace = storage.os.replace
+
+    def refuse(source, target):
+        if str(source).endswith(".tmp") and target == folder:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(storage.os, "replace", refuse)
+    with pytest.raises(StoreError, match="disk is full"):
+        sample(seed=1).save(tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_a_failed_save_leaves_the_old_result(tmp_path, monkeypatch):
     folder = sample(seed=1).save(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -92,7 +92,7 @@ def read_json(path: Path) -> Any:
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A temporary sibling folder that becomes `path` when the block ends well and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,9 +103,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         yield temporary
         try:
             if path.exists():
-                shutil.rmtree(path)
+                os.replace(path, old)
             os.replace(temporary, path)
         except OSError as error:
+            if old.exists():
+                os.replace(old, path)
             raise explain(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

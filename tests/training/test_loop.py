@@ -94,9 +94,11 @@ def test_kill_minus_nine_then_the_same_command_gives_the_same_weights(tmp_path):
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert kills == 2
+    (tmp_path / "cut" / "p5@42" / ".checkpoint.safetensors.1.tmp").write_bytes(b"half a file")
     assert not (tmp_path / "cut" / "p5@42" / runs.MANIFEST).exists()
     subprocess.run([*command, str(tmp_path / "cut")], check=True)
     assert (tmp_path / "cut" / "p5@42" / runs.WEIGHTS).read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in (tmp_path / "cut" / "p5@42").iterdir()) == [runs.MANIFEST, runs.WEIGHTS]
 
 
 def test_a_finished_run_is_returned_and_another_recipe_is_refused(tmp_path):

@@ -29,7 +29,7 @@ from wallprobe.training.conditions import Condition
 from wallprobe.training.recipes import Recipe
 from wallprobe.training.signals import ROUTES, SCALAR_ROUTES, SIGNALS, Output, StepData
 
-CHECKPOINT, PROGRESS = "checkpoint.safetensors", "checkpoint.json"
+CHECKPOINT = "checkpoint.safetensors"
 DRAW = 64  # steps whose data are drawn in one go
 LOG_EVERY = 50
 
@@ -328,4 +328,6 @@ def _finish(trainer: Trainer, root: Path | None) -> runs.Run:
     manifest["wall_time_s"] = round(trainer.seconds, 1)
     write_json(folder / runs.MANIFEST, manifest)
     (folder / CHECKPOINT).unlink(missing_ok=True)
+    for stale in folder.glob(".*.tmp"):  # what a kill -9 in the middle of a write left
+        stale.unlink(missing_ok=True)
     return runs.open_run(folder)
