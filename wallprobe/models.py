@@ -143,12 +143,12 @@ def on_input(loaded: Loaded, path: str, callback: Callable[[Tensor], object]) ->
     return module.register_forward_pre_hook(hook, with_kwargs=True).remove
 
 
-def build(shape: Mapping[str, int], state: Mapping[str, Tensor] | None = None, device: str = "cpu") -> nn.Module:
+def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "cpu") -> nn.Module:
     """A HookedTransformer of a run's shape: causal, pre-LN, exact GELU, learned positions.
 
     Args:
         shape: `n_layers`, `d_model`, `n_heads`, `n_ctx`, `vocabulary`.
-        state: parameters by HookedTransformer name; random if None. Keys under `head.` (a training's scalar head) are left out.
+        state: parameters by HookedTransformer name. Keys under `head.` (a training's scalar head) are left out.
         device: torch device.
 
     Raises:
@@ -171,10 +171,6 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor] | None = None, d
             device=device,
         )
         model: nn.Module = HookedTransformer(config)
-    if state is None:
-        for parameter in model.parameters():
-            nn.init.zeros_(parameter)
-        return model.eval()
     wanted = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     wrong = sorted(name for name in expected.keys() | wanted.keys() if expected.get(name) != getattr(wanted.get(name), "shape", None))

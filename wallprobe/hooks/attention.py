@@ -39,7 +39,7 @@ def attention(run: Run, *, example: str = "program", tokens: tuple[int, ...] | N
         InstrumentError: if a pattern does not sum to 1 over its keys.
     """
     watch = Stopwatch()
-    task = RecurrenceTask(**{key: value for key, value in run.manifest["task"].items() if key != "name"})
+    task = RecurrenceTask.from_manifest(run.manifest["task"])
     sequence = _draw(task, example, seed) if tokens is None else _checked(task, tokens)
     loaded = models.load_run(run, device)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(loaded.n_layers)]

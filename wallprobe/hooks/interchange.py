@@ -132,14 +132,12 @@ def interchange(
     fit_tokens = task.sample(FIT_SEQUENCES, generator(request.seed, "alignment")).tokens[:, :horizon]
 
     src = models.load_run(runs[0], device)
-    donor = cache.capture(src, pairs.donor, list(names.values()), keep=request.indices)
-    donor_log = _read(cache.run(src, pairs.donor, {}), horizon)
+    donor, donor_log = observe(src, pairs.donor, list(names.values()), request.indices, horizon)
     fit_src = cache.capture(src, fit_tokens, list(names.values()), keep=request.indices) if request.align != "none" else {}
     del src
 
     dst = models.load_run(runs[1], device)
-    base = cache.capture(dst, pairs.base, list(names.values()), keep=request.indices)
-    base_log = _read(cache.run(dst, pairs.base, {}), horizon)
+    base, base_log = observe(dst, pairs.base, list(names.values()), request.indices, horizon)
     fit_dst = cache.capture(dst, fit_tokens, list(names.values()), keep=request.indices) if request.align != "none" else {}
 
     cells: dict[tuple[int, int], Cell] = {}
@@ -189,8 +187,24 @@ def _resolve(request: Request, src: Run, dst: Run) -> tuple[Request, RecurrenceT
                 f"changes nothing; give --index {horizon - 1}, or site resid_pre"
             )
         indices = (horizon - 1,)
-    settings = {key: value for key, value in dst.manifest["task"].items() if key != "name"}
-    return replace(request, layers=layers, indices=indices), RecurrenceTask(**settings), horizon
+    return replace(request, layers=layers, indices=indices), RecurrenceTask.from_manifest(dst.manifest["task"]), horizon
+
+
+def observe(
+    loaded: models.Loaded, tokens: Int[Tensor, "pair index"], names: Sequence[str], indices: Sequence[int], horizon: int
+) -> tuple[dict[str, Float[Tensor, "pair kept width"]], Float[Tensor, "pair vocab"]]:
+    """Activations at the hooks and log-probabilities at the read index, from one forward pass over all pairs.
+
+    One pass of the batch that will be patched: in other batches a kernel may round differently, and the self-patch is held to the bit.
+
+    Raises:
+        InstrumentError: if a hook does not fire exactly once.
+    """
+    seen: dict[str, Tensor] = {}
+    kept = list(indices)
+    logits = cache.run(loaded, tokens, {name: cache.recorder(seen, name, lambda value: value[:, kept].flatten(2)) for name in names})
+    cache.check_fired(loaded, names, seen)
+    return seen, _read(logits, horizon)
 
 
 def _read(logits: Float[Tensor, "pair index vocab"], horizon: int) -> Float[Tensor, "pair vocab"]:

@@ -5,7 +5,9 @@ and arrays over positions hold position t in column t - 1. Source: seed 000, spe
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,6 +80,15 @@ class RecurrenceTask:
     def config(self) -> dict[str, int | float]:
         """The fields by name, for a manifest."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_manifest(cls, entry: Mapping[str, Any]) -> "RecurrenceTask":
+        """The task of a run's manifest entry `task` (its name beside the fields).
+
+        Raises:
+            ConfigError: as the constructor.
+        """
+        return cls(**{key: value for key, value in entry.items() if key != "name"})
 
     @property
     def vocabulary(self) -> int:

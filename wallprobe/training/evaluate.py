@@ -124,8 +124,7 @@ def evaluate(run: Run, *, sequences: int = SEQUENCES, seed: int = 0, device: str
     if sequences < 2:
         raise ConfigError(f"{sequences} sequences give no interval; give at least 2")
     watch = Stopwatch()
-    settings = {key: value for key, value in run.manifest["task"].items() if key != "name"}
-    task, horizon = RecurrenceTask(**settings), int(run.manifest["horizon"])
+    task, horizon = RecurrenceTask.from_manifest(run.manifest["task"]), int(run.manifest["horizon"])
     drawn = task.sample(sequences, generator(seed, "evaluate"))
     exact = task.posterior(drawn.tokens)
     log_probs = predict(models.load_run(run, device), drawn.tokens)
@@ -152,7 +151,7 @@ def evaluate(run: Run, *, sequences: int = SEQUENCES, seed: int = 0, device: str
     data = dataset({"position": positions}, variables, horizon=horizon, run=name, modulus=task.modulus)
     summary = {"run": name} | _summaries(means, draws, horizon)
     manifest = provenance(
-        config={"run": name, "weight_hash": run.manifest["weight_hash"], "sequences": sequences, "seed": seed, "task": settings},
+        config={"run": name, "weight_hash": run.manifest["weight_hash"], "sequences": sequences, "seed": seed, "task": task.config()},
         device=device,
         dtype="float32 model, float64 metrics",
         watch=watch,

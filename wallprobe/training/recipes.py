@@ -1,5 +1,6 @@
 """Recipes: everything a training needs besides its condition and seed, as one frozen dataclass; `small` and `paper`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -53,8 +54,6 @@ class Recipe:
 
     def factor(self, step: int) -> float:
         """The schedule's factor on the learning rates at `step`."""
-        import math
-
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "cosine":
             return warm * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
