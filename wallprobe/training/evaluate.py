@@ -5,6 +5,7 @@ the Bayes-best token. Spec wall.md section 5.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, dataset
 from wallprobe.rng import generator
 from wallprobe.runs import Run
-from wallprobe.tasks.recurrence import Posterior, RecurrenceTask
+from wallprobe.tasks.recurrence import Posterior, RecurrenceTask, Sequences
 
 SEQUENCES = 2000
 PUBLISHED_RATIO = 83.0
@@ -39,6 +40,36 @@ METRICS: dict[str, tuple[str, str]] = {
     "mean_rank": ("rank", "rank of the Bayes-best token under Q, same sequences (1 is first)"),
     "miss_margin": ("nats", "log Q(first choice) - log Q(Bayes-best), where they differ, same sequences"),
 }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Fresh sequences of a run's own task and the exact answer to them; the same ones for every run of that task.
+
+    Attributes:
+        task: the run's task.
+        horizon: K, the last position that cross-entropy reached.
+        drawn: the sequences.
+        exact: P at positions 1..T-1.
+    """
+
+    task: RecurrenceTask
+    horizon: int
+    drawn: Sequences
+    exact: Posterior
+
+
+def fresh(run: Run, sequences: int = SEQUENCES, seed: int = 0) -> Sample:
+    """Draw sequences to measure a run on.
+
+    Raises:
+        ConfigError: for fewer than 2.
+    """
+    if sequences < 2:
+        raise ConfigError(f"{sequences} sequences give no interval; give at least 2")
+    task, horizon = RecurrenceTask.from_manifest(run.manifest["task"]), int(run.manifest["horizon"])
+    drawn = task.sample(sequences, generator(seed, "evaluate"))
+    return Sample(task, horizon, drawn, task.posterior(drawn.tokens))
 
 
 def sequence_metrics(
@@ -121,14 +152,11 @@ def evaluate(run: Run, *, sequences: int = SEQUENCES, seed: int = 0, device: str
         ConfigError: for fewer than 2 sequences.
         CheckpointError: if the weights are damaged.
     """
-    if sequences < 2:
-        raise ConfigError(f"{sequences} sequences give no interval; give at least 2")
     watch = Stopwatch()
-    task, horizon = RecurrenceTask.from_manifest(run.manifest["task"]), int(run.manifest["horizon"])
-    drawn = task.sample(sequences, generator(seed, "evaluate"))
-    exact = task.posterior(drawn.tokens)
+    sample = fresh(run, sequences, seed)
+    task, horizon, drawn = sample.task, sample.horizon, sample.drawn
     log_probs = predict(models.load_run(run, device), drawn.tokens)
-    cells = sequence_metrics(log_probs, drawn.tokens, drawn.is_program, exact)
+    cells = sequence_metrics(log_probs, drawn.tokens, drawn.is_program, sample.exact)
 
     weights = stats.resamples(sequences, generator(seed, "evaluate bootstrap"))
     plain = torch.full((1, sequences), 1 / sequences, dtype=torch.float64)
