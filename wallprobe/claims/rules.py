@@ -1,4 +1,4 @@
-"""When a claim counts as reproduced: by kind of quantity, never by claim; written before anything was measured against it."""
+"""When a claim counts as reproduced: by kind of quantity, never by claim; written before the ledger was first filled in."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 RELATIVE, RESOLUTION, FRACTION, FACTOR, REFERENCE = 0.25, 0.02, 0.05, 1.25**2, 0.13
-WALL, LEARNT, CROSSING = 3.0, 0.3, 0.01
+WALL, LEARNT, CROSSING, RECOVERED = 3.0, 0.3, 0.01, 0.9
 
 # kind of quantity -> its rule and why; printed with the ledger
 RULES: Mapping[str, str] = MappingProxyType(
@@ -23,6 +23,7 @@ RULES: Mapping[str, str] = MappingProxyType(
         "order": "which of two is the larger, by the sign of their difference; two fractions are apart beyond 0.05 and level within it, "
         "the band of the fractions above",
         "crossing": "an answer crosses in an interchange if it beats its control by more than 0.01, as wallprobe interchange words it",
+        "recovery": "a temperature recovers Bayes if it takes away 0.9 of a uniform guess's KL, as wallprobe temperature words it",
     }
 )
 
@@ -52,7 +53,7 @@ def below(bound: float) -> Interval:
 def error(low: float, high: float | None = None) -> Interval:
     """Band of an error in bits or nats, given as a figure or a range."""
     top = low if high is None else high
-    return Interval(low - max(RELATIVE * low, RESOLUTION), top + max(RELATIVE * top, RESOLUTION))
+    return Interval(max(low - max(RELATIVE * low, RESOLUTION), 0.0), top + max(RELATIVE * top, RESOLUTION))
 
 
 def fraction(low: float, high: float | None = None) -> Interval:

@@ -1,20 +1,16 @@
-"""The first seed's published figures (three-seed means, seed 000), to print beside what is measured here.
+"""The first seed's ledger (seed 000 and the two experiments behind it): its claims, and the runs and instruments they need."""
 
-The ledger with its predicates and verdicts is built on these facts.
-"""
+from wallprobe.claims import wall_axes, wall_conditions, wall_instruments
+from wallprobe.claims.ledger import Area
+from wallprobe.claims.wall_conditions import CONDITIONS, PUBLISHED
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
-# condition -> summary key of `wallprobe eval` -> the essay's figure
-PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
-    {
-        "c0": MappingProxyType({"untrained_mae": 1.54, "kl_nats": 0.80, "class_posterior_mae": 0.64, "wall_ratio": 76.0}),
-        "c1": MappingProxyType({"untrained_mae": 0.008, "kl_nats": 3.23, "class_posterior_mae": 0.78, "wall_ratio": 0.22}),
-        "p1": MappingProxyType({"untrained_mae": 2.09, "kl_nats": 0.92, "class_posterior_mae": 0.81, "wall_ratio": 64.8}),
-        "p5": MappingProxyType({"untrained_mae": 0.025, "kl_nats": 2.69, "class_posterior_mae": 0.74, "wall_ratio": 0.75}),
-    }
-)
+INSTRUMENTS = {
+    "eval": ("*",),
+    "probe": ("c0", "c1"),
+    "geometry": ("c0",),
+    "temperature": ("c0", "c1", "p5"),
+    "calibration": ("c0", "c1", "p5"),
+}
 
 
 def published(run: str, key: str) -> float | None:
@@ -25,3 +21,10 @@ def published(run: str, key: str) -> float | None:
         key: summary key of an eval Result.
     """
     return PUBLISHED.get(run.partition("@")[0], {}).get(key)
+
+
+def area() -> Area:
+    """The claims, in reading order, and what it takes to measure them."""
+    claims = (*wall_conditions.claims(), *wall_axes.claims(), *wall_instruments.claims())
+    title = "The wall between supervised and unsupervised positions (seed 000)"
+    return Area("wall", title, claims, CONDITIONS, wall_axes.AXES, wall_instruments.PAIRS, INSTRUMENTS)

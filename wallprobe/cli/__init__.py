@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import typer
 
-from wallprobe.cli import attention, evaluate, gains, gallery, interchange, runs, train
+from wallprobe.cli import attention, claims, evaluate, gains, gallery, interchange, runs, train
 from wallprobe.errors import WallprobeError
 
 COMMANDS = MappingProxyType(
@@ -17,6 +17,7 @@ COMMANDS = MappingProxyType(
         "interchange": interchange,
         "attention": attention,
         "gains": gains,
+        "claims": claims,
         "gallery": gallery,
     }
 )

@@ -1,0 +1,130 @@
+"""`wallprobe claims`: the ledger of a seed, from what is stored."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wallprobe.cli import common
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wallprobe.claims.ledger import Area, Verdict
+    from wallprobe.claims.measurements import Measurements
+    from wallprobe.results import Result
+
+COLORS = {"reproduced": "green", "not reproduced": "red", "not measured": "dim"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(claims)
+
+
+def claims(
+    area: Annotated[str, typer.Argument(help="Whose claims: wall.", metavar="AREA")],
+    preset: Annotated[str, typer.Option(help="Recipe of the runs to judge by.")] = "small",
+    verdict: Annotated[
+        str | None, typer.Option(help="Show only these: reproduced, 'not reproduced' or 'not measured'.", show_default="all")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown page.")] = False,
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Hold published claims to what was measured: local runs, and the bundled ones they do not shadow. Trains nothing."""
+    from wallprobe.claims.ledger import get_area, judge_all
+    from wallprobe.claims.measurements import read_measurements
+
+    wanted = parse_verdict(verdict)
+    chosen = get_area(area)
+    measurements = read_measurements(preset, runs)
+    verdicts = judge_all(chosen, measurements)
+    show(chosen, measurements, verdicts, results=results, wanted=wanted, markdown=markdown, json=json)
+
+
+def parse_verdict(text: str | None) -> str | None:
+    """A verdict as typed.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    from wallprobe.claims.ledger import VERDICTS
+    from wallprobe.errors import ConfigError
+
+    if text is not None and text not in VERDICTS:
+        raise ConfigError(f"--verdict '{text}' is none of {', '.join(repr(known) for known in VERDICTS)}")
+    return text
+
+
+def show(
+    area: "Area",
+    measurements: "Measurements",
+    verdicts: "Sequence[Verdict]",
+    *,
+    results: Any,
+    wanted: str | None,
+    markdown: bool,
+    json: bool,
+) -> None:
+    """Store the ledger and print it: as JSON, as Markdown, or as tables with what did not reproduce in words."""
+    from wallprobe.claims import record
+
+    result = record.make_result(area, measurements, verdicts)
+    stored = result.save(results)
+    shown = [item for item in verdicts if wanted in (None, item.verdict)]
+    if json:
+        told = result.to_json()
+        kept = {item.claim.id for item in shown}
+        common.print_json(told | {"values": [row for row in told["values"] if row["id"] in kept]})
+        return
+    if markdown:
+        typer.echo(record.markdown(area, measurements, verdicts, shown), nl=False)
+        return
+    _print(area, measurements, verdicts, shown, result)
+    common.out().print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
+
+
+def _print(area: "Area", measurements: "Measurements", verdicts: "Sequence[Verdict]", shown: "Sequence[Verdict]", result: "Result") -> None:
+    from rich.markup import escape
+
+    from wallprobe.claims import record
+
+    out = common.out()
+    tabled = [item for item in shown if item.verdict != "not measured"]
+    for topic in dict.fromkeys(item.claim.topic for item in tabled):
+        out.print(_table(area, topic, [item for item in tabled if item.claim.topic == topic]))
+    for reason, items in record.unmeasured(shown).items():
+        names = ", ".join(record.short_id(area, item) for item in items)
+        out.print(f"[dim]not measured, {escape(reason)}: {escape(names)}[/dim]", soft_wrap=True)
+    out.print(f"[bold]{escape(result.summary['finding'])}[/bold]", soft_wrap=True)
+    for line in record.in_words(area, verdicts):
+        out.print(escape(line), soft_wrap=True)
+    for line in measurements.left_out:
+        out.print(f"[dim]left out: {escape(line)}[/dim]", soft_wrap=True)
+
+
+def _table(area: "Area", topic: str, items: "Sequence[Verdict]") -> Any:
+    """One topic: the claim and its id, the seed's figure, ours with its interval, the verdict."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from wallprobe.claims import record
+
+    table = Table(title=topic, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False)
+    table.add_column("claim", ratio=1)
+    table.add_column("seed", justify="right", min_width=6)
+    table.add_column("measured", justify="right", min_width=8)
+    table.add_column("verdict", min_width=8)
+    for item in items:
+        color = COLORS[item.verdict]
+        bounds = record.interval_text(item)
+        measured = (
+            "" if item.verdict == "not measured" else record.figure_text(item.measured) + (f"\n[dim]{bounds}[/dim]" if bounds else "")
+        )
+        note = f"\n[dim]{escape(item.note)}[/dim]" if item.note else ""
+        claim = f"{escape(item.claim.statement)}\n[dim]{record.short_id(area, item)} ({item.claim.kind})[/dim]{note}"
+        doubt = "\n[dim]unsettled[/dim]" if item.settled is False else ""
+        table.add_row(claim, record.seed_text(item), measured, f"[{color}]{item.verdict}[/{color}]{doubt}")
+    return table
