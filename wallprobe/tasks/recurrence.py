@@ -1,10 +1,9 @@
 """The recurrence task: half the sequences follow x' = a x + b (mod p), half are noise; the exact Bayesian answer is known.
 
-Index i is the place of x_i. Position t is the prediction OF x_t from x_0..x_{t-1}; positions run from 1 to length - 1,
-and arrays over positions hold position t in column t - 1. Source: seed 000, spec wall.md section 2.
+Positions and indices as in `task`. Source: seed 000, spec wall.md section 2.
 """
 
-import math
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,44 +13,106 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from wallprobe.errors import ConfigError
+from wallprobe.tasks.task import Drawn, Posterior, Task, check_field, class_weight, is_prime, peaked
 
-
-def is_prime(number: int) -> bool:
-    """True for primes; trial division, as moduli here are small."""
-    return number >= 2 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+__all__ = ["Posterior", "RecurrenceTask", "Sequences", "is_prime"]
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Sequences(Drawn):
     """Sampled sequences. `slope` and `offset` are the drawn a and b; on noise rows they are drawn but unused."""
 
-    tokens: Int[Tensor, "batch index"]
-    is_program: Bool[Tensor, " batch"]
     slope: Int[Tensor, " batch"]
     offset: Int[Tensor, " batch"]
 
 
+@functools.cache
+def inverses(modulus: int) -> Int[Tensor, " symbol"]:
+    """The inverse of each symbol modulo p, 0 for 0."""
+    return torch.tensor([pow(value, -1, modulus) if value else 0 for value in range(modulus)])
+
+
+@functools.cache
+def _powers(modulus: int, length: int) -> tuple[Int[Tensor, "symbol index"], Int[Tensor, "symbol index"]]:
+    """a^t and 1 + a + ... + a^(t-1) modulo p, so that x_t = a^t x_0 + (1 + ... + a^(t-1)) b."""
+    powers, sums = [torch.ones(modulus, dtype=torch.int64)], [torch.zeros(modulus, dtype=torch.int64)]
+    for _ in range(length - 1):
+        sums.append((sums[-1] + powers[-1]) % modulus)
+        powers.append(powers[-1] * torch.arange(modulus) % modulus)
+    return torch.stack(powers, dim=1), torch.stack(sums, dim=1)
+
+
+@functools.cache
+def _weights(modulus: int, length: int, prior: float) -> Float[Tensor, "kind position"]:
+    """w at positions 1..length-1 (fp64) while some rule still fits: first two tokens different, and equal."""
+    exponents = [[max(0, seen - 3 + equal * (seen > 2)) for seen in range(1, length)] for equal in (0, 1)]
+    return class_weight(torch.tensor(float(modulus), dtype=torch.float64) ** torch.tensor(exponents), prior)
+
+
 @dataclass(frozen=True)
-class Posterior:
-    """The exact Bayesian answer at positions 1..T-1.
+class Reading:
+    """What the tokens seen so far say of the rule, at positions 1..index-1.
 
     Attributes:
-        predictive: P_t, the probability of each token.
-        program_weight: w_t, the posterior probability that the sequence is a program.
-        forced: the next token that a program would force, -1 where none is forced yet.
-        entropy: H(P_t) in bits.
-        best: the Bayes-best token, argmax of P_t (the lowest one on ties).
+        equal: the first two tokens are the same.
+        agrees: some rule fits all tokens seen.
+        known: it forces the next one.
+        following: that token (meaningless where not `known`).
+        slope: a, where three tokens determine it; 0 where the first two are equal.
     """
 
-    predictive: Float[Tensor, "batch position vocab"]
-    program_weight: Float[Tensor, "batch position"]
-    forced: Int[Tensor, "batch position"]
-    entropy: Float[Tensor, "batch position"]
-    best: Int[Tensor, "batch position"]
+    equal: Bool[Tensor, " batch"]
+    agrees: Bool[Tensor, "batch position"]
+    known: Bool[Tensor, "batch position"]
+    following: Int[Tensor, "batch position"]
+    slope: Int[Tensor, " batch"]
+
+
+def read(tokens: Int[Tensor, "batch index"], modulus: int) -> Reading:
+    """Which rules x' = a x + b fit each prefix, by steps d_i = x_i - x_{i-1}: a rule fits where d_{i+1} = a d_i throughout."""
+    length = tokens.shape[1]
+    steps = (tokens[:, 1:] - tokens[:, :-1]) % modulus
+    equal = steps[:, 0] == 0
+    # A two-token prefix has no second step; the slope is then never read.
+    second = steps[:, 1] if length > 2 else torch.zeros_like(steps[:, 0])
+    slope = second * inverses(modulus).to(tokens.device)[steps[:, 0]] % modulus
+    next_steps = slope[:, None] * steps % modulus
+    agrees = torch.ones(len(tokens), length - 1, dtype=torch.bool, device=tokens.device)
+    agrees[:, 2:] = (steps[:, 1:-1] == next_steps[:, :-2]).cummin(dim=1).values if length > 3 else True
+    known = agrees.clone()
+    known[:, 0] = False
+    known[:, 1:2] = equal[:, None]
+    following = tokens[:, :-1].clone()
+    following[:, 1:] += next_steps[:, :-1]
+    return Reading(equal, agrees, known, following % modulus, slope)
+
+
+def linear_posterior(
+    tokens: Int[Tensor, "batch index"], modulus: int, prior: float, vocabulary: int, dtype: torch.dtype = torch.float64
+) -> Posterior:
+    """The exact answer for linear recurrences modulo p against uniform noise, for any number of tokens from 2 on.
+
+    With c_k the number of rules (a, b) that agree with the first k tokens, the Bayes factor of program against
+    noise is c_k p^(k-3), and P = w P_program + (1 - w) / p (spec wall.md section 2).
+    """
+    seen = read(tokens, modulus)
+    weights = _weights(modulus, tokens.shape[1], prior).to(tokens.device, dtype)
+    weight = torch.where(seen.agrees, weights[seen.equal.long()], 0.0)
+    mass = torch.where(seen.known, weight, 0.0)
+    forced = torch.where(seen.known, seen.following, -1)
+    return peaked(seen.following, mass, weight, forced, modulus, vocabulary)
+
+
+def roll_out(
+    start: Int[Tensor, " batch"], slope: Int[Tensor, " batch"], offset: Int[Tensor, " batch"], modulus: int, length: int
+) -> Int[Tensor, "batch index"]:
+    """The sequences x' = a x + b (mod p) with the given first token and rule."""
+    powers, sums = _powers(modulus, length)
+    return (powers[slope] * start[:, None] + sums[slope] * offset[:, None]) % modulus
 
 
 @dataclass(frozen=True)
-class RecurrenceTask:
+class RecurrenceTask(Task):
     """Linear recurrences modulo a prime mixed with uniform noise.
 
     Args:
@@ -70,12 +131,7 @@ class RecurrenceTask:
     name = "recurrence"
 
     def __post_init__(self) -> None:
-        if not is_prime(self.modulus):
-            raise ConfigError(f"modulus {self.modulus} is not prime; the rule's inverse needs a field: give 3, 5, 7, 11, 13, 17, 19, ...")
-        if self.length < 3:
-            raise ConfigError(f"length {self.length} is too short; a recurrence shows itself from 3 tokens on")
-        if not 0.0 < self.program_prior < 1.0:
-            raise ConfigError(f"program_prior {self.program_prior} is outside (0, 1)")
+        check_field(self.modulus, self.length, self.program_prior)
 
     def config(self) -> dict[str, int | float]:
         """The fields by name, for a manifest."""
@@ -86,8 +142,10 @@ class RecurrenceTask:
         """The task of a run's manifest entry `task` (its name beside the fields).
 
         Raises:
-            ConfigError: as the constructor.
+            ConfigError: as the constructor, or if the entry is of another task; `registry.from_manifest` reads any.
         """
+        if entry.get("name", cls.name) != cls.name:
+            raise ConfigError(f"this instrument reads linear recurrences, not task '{entry['name']}'; give a run of the task {cls.name}")
         return cls(**{key: value for key, value in entry.items() if key != "name"})
 
     @property
@@ -95,19 +153,16 @@ class RecurrenceTask:
         """Number of tokens."""
         return self.modulus
 
-    def roll_out(
-        self, start: Int[Tensor, " batch"], slope: Int[Tensor, " batch"], offset: Int[Tensor, " batch"]
-    ) -> Int[Tensor, "batch index"]:
-        """The program sequences with the given first token and rule, `length` tokens each."""
-        columns = [start]
-        for _ in range(self.length - 1):
-            columns.append((slope * columns[-1] + offset) % self.modulus)
-        return torch.stack(columns, dim=1)
+    @property
+    def suffix(self) -> str:
+        """Nothing: this is the task that a bare condition's name means."""
+        return ""
 
     def sample_programs(self, count: int, generator: torch.Generator) -> Sequences:
         """Program sequences only, with a, b and x_0 uniform on Z_p."""
         slope, offset, start = (torch.randint(self.modulus, (count,), generator=generator) for _ in range(3))
-        return Sequences(self.roll_out(start, slope, offset), torch.ones(count, dtype=torch.bool), slope, offset)
+        tokens = roll_out(start, slope, offset, self.modulus, self.length)
+        return Sequences(tokens, torch.ones(count, dtype=torch.bool), slope, offset)
 
     def sample(self, count: int, generator: torch.Generator) -> Sequences:
         """Sequences from the mixture: each a program with probability `program_prior`, else uniform noise.
@@ -126,10 +181,7 @@ class RecurrenceTask:
         return Sequences(tokens, is_program, programs.slope, programs.offset)
 
     def posterior(self, tokens: Int[Tensor, "batch index"], dtype: torch.dtype = torch.float64) -> Posterior:
-        """The exact Bayesian answer, in closed form over the batch.
-
-        With c_k the number of rules (a, b) that agree with the first k tokens, the Bayes factor of program against
-        noise is c_k p^(k-3), and P = w P_program + (1 - w) / p (spec wall.md section 2).
+        """The exact Bayesian answer, in closed form over the batch; see `linear_posterior`.
 
         Args:
             tokens: sequences of `length` or fewer tokens (at least 2), any device.
@@ -138,37 +190,4 @@ class RecurrenceTask:
         Returns:
             Posterior at positions 1..index-1 on the same device.
         """
-        p = self.modulus
-        batch, length = tokens.shape
-        first, second = tokens[:, 0], tokens[:, 1]
-        steps = (tokens[:, 1:] - tokens[:, :-1]) % p
-        constant = steps[:, 0] == 0
-        inverse = torch.tensor([pow(value, -1, p) if value else 0 for value in range(p)], device=tokens.device)
-        # A two-token prefix has no second step; the slope is then never read.
-        ratio = steps[:, 1] if length > 2 else torch.zeros_like(first)
-        slope = (ratio * inverse[steps[:, 0]]) % p
-        offset = (second - slope * first) % p
-
-        # agrees[:, k-3]: some rule fits the first k tokens, k = 3..length
-        fits = torch.where(constant[:, None], steps[:, 1:] == 0, steps[:, 1:] == (slope[:, None] * steps[:, :-1]) % p)
-        agrees = fits.to(torch.int64).cumprod(dim=1).bool()
-
-        seen = torch.arange(1, length, device=tokens.device)
-        rules = torch.where(constant, float(p), 1.0).to(dtype)
-        factor = torch.ones(batch, length - 1, dtype=dtype, device=tokens.device)
-        powers = float(p) ** (seen[2:] - 3).to(dtype)
-        factor[:, 2:] = agrees[:, : length - 3] * rules[:, None] * powers
-        odds = factor * (self.program_prior / (1.0 - self.program_prior))
-        weight = odds / (1.0 + odds)
-
-        forced_next = torch.where(constant[:, None], first[:, None], (slope[:, None] * tokens[:, :-1] + offset[:, None]) % p)
-        known = torch.zeros(batch, length - 1, dtype=torch.bool, device=tokens.device)
-        known[:, 1:2] = constant[:, None]
-        known[:, 2:] = agrees[:, : length - 3]
-        forced = torch.where(known, forced_next, -1)
-
-        mass = torch.where(known, weight, 0.0)
-        predictive = ((1.0 - mass) / p)[..., None].expand(-1, -1, p).clone()
-        predictive.scatter_add_(2, forced.clamp(min=0)[..., None], mass[..., None])
-        entropy = -torch.special.xlogy(predictive, predictive).sum(-1) / math.log(2.0)
-        return Posterior(predictive, weight, forced, entropy, predictive.argmax(-1))
+        return linear_posterior(tokens, self.modulus, self.program_prior, self.modulus, dtype)

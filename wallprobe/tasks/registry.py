@@ -1,0 +1,108 @@
+"""Tasks by name: the built-in ones come through the same entry-point group as a plugin's (`wallprobe.tasks`)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.plugins import load_group
+from wallprobe.tasks.backward import BackwardTask
+from wallprobe.tasks.heldout import HeldoutTask
+from wallprobe.tasks.opaque import OpaqueTask
+from wallprobe.tasks.quadratic import QuadraticTask
+from wallprobe.tasks.recurrence import RecurrenceTask
+from wallprobe.tasks.shuffled import ShuffledTask
+from wallprobe.tasks.sized import LengthTask, ModulusTask
+from wallprobe.tasks.task import Task
+
+
+def built_in() -> Mapping[str, type[Task]]:
+    """The recurrence and its variants (spec wall.md section 2), by name."""
+    classes = (RecurrenceTask, QuadraticTask, BackwardTask, OpaqueTask, ShuffledTask, ModulusTask, LengthTask, HeldoutTask)
+    return {task.name: task for task in classes}
+
+
+def tasks() -> Mapping[str, type[Task]]:
+    """Every registered task's class by name: an entry point is such a class, or a function that returns a mapping of them.
+
+    The built-in ones win a clash.
+    """
+    groups = load_group("wallprobe.tasks")
+    known: dict[str, type[Task]] = {}
+    for entry in sorted(groups, key=lambda entry: entry != "builtin"):
+        value = groups[entry]
+        found: Iterable[type[Task]] = (value,) if isinstance(value, type) else value().values()
+        for task in found:
+            known.setdefault(task.name, task)
+    return known
+
+
+def get_task(name: str, **options: Any) -> Task:
+    """The task of that name with these fields.
+
+    Raises:
+        UnknownNameError: if there is none; the message lists those there are.
+        ConfigError: for a field it does not have, or a value it refuses.
+    """
+    known = tasks()
+    if name not in known:
+        raise UnknownNameError(f"no task named '{name}'; there are: {', '.join(known)}")
+    _check(known[name], options)
+    return known[name](**options)
+
+
+def from_manifest(entry: Mapping[str, Any]) -> Task:
+    """The task of a run's manifest entry `task`; without a name it is the recurrence.
+
+    Raises:
+        UnknownNameError, ConfigError: as `get_task`.
+    """
+    return get_task(str(entry.get("name", RecurrenceTask.name)), **{key: value for key, value in entry.items() if key != "name"})
+
+
+def change(task: Task, **options: Any) -> Task:
+    """The same task with other fields.
+
+    Raises:
+        ConfigError: as `get_task`.
+    """
+    _check(type(task), options)
+    return replace(task, **options)
+
+
+def _check(task: type[Task], options: Mapping[str, Any]) -> None:
+    """Refuse fields the task does not have, and values of another type than the default's."""
+    defaults = {field.name: field.default for field in fields(task)}
+    for option, value in options.items():
+        if option not in defaults:
+            raise ConfigError(f"task {task.name} has no '{option}'; it takes: {', '.join(defaults)}")
+        wanted = type(defaults[option])
+        if not (isinstance(value, wanted) or (wanted is float and isinstance(value, int))):
+            raise ConfigError(f"{option} '{value}' of task {task.name} is no {wanted.__name__}; the default is {defaults[option]}")
+
+
+def parse_task(text: str, own: Task | None = None) -> Task:
+    """Read `quadratic`, or `heldout-prefix:split=held,bucket=2`; a name left out, or that of `own`, keeps the other fields of `own`.
+
+    Raises:
+        UnknownNameError, ConfigError: as `get_task`, or for text that is not field=value.
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if rest else ():
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--task '{text}' is not NAME or NAME:field=value,field=value; '{part}' has no value")
+        options[key.strip()] = _value(value.strip())
+    if own is not None and name in ("", own.name):
+        return change(own, **options)
+    return get_task(name, **options)
+
+
+def _value(text: str) -> int | float | str:
+    if text.lstrip("-").isdigit():
+        return int(text)
+    try:
+        return float(text)
+    except ValueError:
+        return text
