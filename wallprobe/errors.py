@@ -17,6 +17,10 @@ class StoreError(WallprobeError):
     """A store that cannot be read or written."""
 
 
+class BusyError(StoreError):
+    """A run that another process is writing."""
+
+
 class ConfigError(WallprobeError):
     """A setting outside the accepted range."""
 

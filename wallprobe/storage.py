@@ -1,4 +1,7 @@
-"""Writing that never leaves half a file: temporary sibling, flush to disk, rename; every failure becomes one StoreError."""
+"""Writing that never leaves half a file: temporary sibling, flush to disk, rename; every failure becomes one StoreError.
+
+And a lock, so that two processes never write the same thing.
+"""
 
 import contextlib
 import errno
@@ -11,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wallprobe.errors import StoreError
+from wallprobe.errors import BusyError, StoreError
 
 
 def sha256_file(path: Path) -> str:
@@ -112,3 +115,38 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
+    """Hold the advisory lock of that file while the block runs; no other process, or thread, gets it meanwhile.
+
+    The lock is the operating system's, held by the open file: it ends with the process, killed or not, and no file that is left
+    behind can be stale. The file itself is removed with the lock.
+
+    Args:
+        path: the lock's own file, in a folder that is there.
+        busy: the error's message where another holds it.
+        wait: seconds to wait for it first.
+
+    Raises:
+        BusyError: if another process holds it.
+        StoreError: if the file cannot be made, or the file system knows no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    # The soft fallback is a file that outlives a killed process.
+    lock = FileLock(path, timeout=wait, poll_interval=0.02, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BusyError(busy) from None
+    except OSError as error:
+        raise explain(error, path) from error
+    try:
+        yield
+    finally:
+        # While it is still held: whoever waits then sees that its file has no name any more, and opens a new one.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        lock.release()

@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from wallprobe import runs
 from wallprobe.errors import CheckpointError, ConfigError, DivergedError, WallprobeError
 from wallprobe.manifest import Stopwatch, provenance, source_commit
 from wallprobe.rng import derive_seed, generator
-from wallprobe.storage import ensure_directory, sha256_file, write_atomic, write_json
+from wallprobe.storage import ensure_directory, exclusive, sha256_file, write_atomic, write_json
 from wallprobe.tasks.recurrence import Posterior, RecurrenceTask
 from wallprobe.training import lean, optim
 from wallprobe.training.conditions import Condition
@@ -32,6 +33,10 @@ from wallprobe.training.signals import ROUTES, SCALAR_ROUTES, SIGNALS, Output, S
 CHECKPOINT = "checkpoint.safetensors"
 DRAW = 64  # steps whose data are drawn in one go
 LOG_EVERY = 50
+
+
+class StopTraining(Exception):  # noqa: N818
+    """Raised by an `on_progress` callback to end a training early: it leaves a checkpoint behind, and the exception goes on."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,7 @@ def train(
     device: str = "cpu",
     compile: bool = False,
     force: bool = False,
+    wait: float = 0.0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> runs.Run:
     """Train a run, or resume it, or return it if it is already there with the same configuration.
@@ -226,7 +232,8 @@ def train(
         device: torch device.
         compile: compile the forward and backward pass (needs a C++ compiler; first steps take longer).
         force: throw away a finished or unfinished run of the same name.
-        on_progress: called every `LOG_EVERY` steps.
+        wait: seconds to wait for another process that is training this run.
+        on_progress: called every `LOG_EVERY` steps; may raise `StopTraining`.
 
     Returns:
         The finished Run: weights, manifest with recipe and loss curve.
@@ -234,19 +241,37 @@ def train(
     Raises:
         CheckpointError: if a run or checkpoint of that name has another configuration or is damaged.
         DivergedError: if the loss is not finite; the last finite checkpoint stays.
+        BusyError: if another process is training it.
         StoreError: if the store cannot be written.
     """
     source_commit()  # remembered now: the checkout may move on while this process trains
     folder = ensure_directory((root or runs.default_root()) / job.name.folder)
-    if force:
-        shutil.rmtree(folder)
-        ensure_directory(folder)
-    if (folder / runs.MANIFEST).exists():
+    if not force and (folder / runs.MANIFEST).exists():
         return _finished(folder, job)
-    trainer = Trainer(job, folder, device, compile, _teacher_params(job, root))
-    trainer.resume()
-    _run_to_end(trainer, on_progress)
-    return _finish(trainer, root)
+    with own(folder, wait):
+        if force:
+            shutil.rmtree(folder)
+            ensure_directory(folder)
+        elif (folder / runs.MANIFEST).exists():  # by whom we waited for
+            return _finished(folder, job)
+        trainer = Trainer(job, folder, device, compile, _teacher_params(job, root))
+        trainer.resume()
+        try:
+            _run_to_end(trainer, on_progress)
+        except StopTraining:
+            trainer.save()
+            raise
+        return _finish(trainer, root)
+
+
+def own(folder: Path, wait: float = 0.0) -> AbstractContextManager[None]:
+    """The lock of a run's folder, held by whoever writes in it; its file lies beside the folder, which may be replaced.
+
+    Raises:
+        BusyError: if another process holds it.
+    """
+    busy = f"another process is training {folder}; wait until it has finished, end it, or use another --runs folder"
+    return exclusive(folder.with_name(f".{folder.name}.lock"), busy, wait)
 
 
 def _finished(folder: Path, job: Job) -> runs.Run:
