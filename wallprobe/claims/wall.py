@@ -1,16 +1,22 @@
 """The first seed's ledger (seed 000 and the two experiments behind it): its claims, and the runs and instruments they need."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from wallprobe.claims import wall_axes, wall_conditions, wall_instruments
 from wallprobe.claims.ledger import Area
 from wallprobe.claims.wall_conditions import CONDITIONS, PUBLISHED
 
-INSTRUMENTS = {
-    "eval": ("*",),
-    "probe": ("c0", "c1"),
-    "geometry": ("c0",),
-    "temperature": ("c0", "c1", "p5"),
-    "calibration": ("c0", "c1", "p5"),
-}
+# instrument -> conditions it is used on; "*" for all that are trained
+INSTRUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "eval": ("*",),
+        "probe": ("c0", "c1"),
+        "geometry": ("c0",),
+        "temperature": ("c0", "c1", "p5"),
+        "calibration": ("c1", "p5"),
+    }
+)
 
 
 def published(run: str, key: str) -> float | None:

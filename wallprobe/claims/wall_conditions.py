@@ -312,3 +312,12 @@ def _calibrated_and_wrong() -> Iterator[Claim]:
             given,
             "probability",
         )
+        sure, true = (summary(name, "calibration", f"ece_{key}_unsupervised") for key in ("confidence", "exact"))
+        yield apart(
+            f"{name}.blind",
+            topic,
+            f"{name} passes an audit of how sure it is beyond the wall and fails the one of whether it is right.",
+            true,
+            sure,
+            "probability",
+        )

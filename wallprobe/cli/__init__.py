@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import typer
 
-from wallprobe.cli import attention, claims, evaluate, gains, gallery, interchange, runs, train
+from wallprobe.cli import attention, claims, evaluate, gains, gallery, interchange, reproduce, runs, train
 from wallprobe.errors import WallprobeError
 
 COMMANDS = MappingProxyType(
@@ -18,6 +18,7 @@ COMMANDS = MappingProxyType(
         "attention": attention,
         "gains": gains,
         "claims": claims,
+        "reproduce": reproduce,
         "gallery": gallery,
     }
 )

@@ -14,6 +14,7 @@ from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Panel, Table
 from wallprobe.results import Result, plain
 
 KINDS = {
+    "claims": ("Ledger", "Which of the published claims hold here, and which do not?"),
     "interchange": ("Interchange", "Does the receiving model carry the donor's rule, or only its answer?"),
     "eval": ("Evaluation", "Where does the wall stand, and is the mass on the right token?"),
     "gains": ("Gains", "How loud is each layer?"),

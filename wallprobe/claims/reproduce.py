@@ -1,0 +1,173 @@
+"""Reproduction: train what a ledger needs and measure what is missing, each Result beside its run; the second time there is nothing to do.
+
+Only local runs count: what came with the package is somebody else's measurement.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wallprobe.claims.ledger import Area
+from wallprobe.claims.measurements import PAIR, Measurements, read_measurements
+from wallprobe.errors import ConfigError
+from wallprobe.results import Result
+from wallprobe.runs import DEFAULT_SEED, Run, RunName, default_root, open_run
+
+# instrument -> module and function, imported when used: (run, device=...) -> Result
+INSTRUMENTS = {
+    "eval": ("wallprobe.training.evaluate", "evaluate"),
+    "probe": ("wallprobe.hooks.probes", "probe"),
+    "geometry": ("wallprobe.hooks.geometry", "geometry"),
+    "temperature": ("wallprobe.hooks.temperature", "temperature"),
+    "calibration": ("wallprobe.hooks.calibration", "calibration"),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measurement to make.
+
+    Attributes:
+        name: the run (of an interchange, the donor).
+        instrument: as stored, such as "eval" or "interchange-c0".
+        partner: the receiver of an interchange.
+    """
+
+    name: RunName
+    instrument: str
+    partner: RunName | None = None
+
+    def __str__(self) -> str:
+        return f"{self.instrument.partition('-')[0]} of {self.name}" + (f" into {self.partner}" if self.partner else "")
+
+
+def seeds_of(count: int) -> tuple[int, ...]:
+    """The first seeds of a reproduction: the default one and those that follow it.
+
+    Raises:
+        ConfigError: for fewer than one.
+    """
+    if count < 1:
+        raise ConfigError(f"--seeds {count} trains nothing; give 1 or more")
+    return tuple(range(DEFAULT_SEED, DEFAULT_SEED + count))
+
+
+def wanted_runs(area: Area, seeds: tuple[int, ...], *, axes: bool) -> list[RunName]:
+    """Every run that the ledger needs: the conditions on each seed, and the axes on the first."""
+    names = [RunName(condition, seed) for seed in seeds for condition in area.conditions]
+    return names + [RunName(condition, seeds[0]) for condition in (area.axes if axes else ())]
+
+
+def missing_runs(wanted: list[RunName], measurements: Measurements) -> list[RunName]:
+    """Those of the wanted runs that are not there, or were trained otherwise than the preset says."""
+    return [name for name in wanted if (name.condition, name.seed) not in measurements.sources]
+
+
+def train_missing(
+    names: Sequence[RunName],
+    preset: str,
+    root: Path | None = None,
+    *,
+    device: str = "cpu",
+    compile: bool = False,
+    on_progress: Callable[[RunName, int, int], None] | None = None,
+) -> None:
+    """Train runs one after the other, teachers before their students; an interrupted one is resumed.
+
+    Args:
+        names: the runs.
+        preset: recipe.
+        root: run store.
+        device: torch device.
+        compile: compile the step.
+        on_progress: told (run, step, steps).
+
+    Raises:
+        CheckpointError: if a run of that name is there and was trained otherwise.
+    """
+    from wallprobe.training.conditions import get_condition
+    from wallprobe.training.loop import Job, Progress, train
+    from wallprobe.training.recipes import get_recipe
+
+    recipe = get_recipe(preset)
+    for name in sorted(names, key=lambda name: get_condition(name.condition).teacher in {other.condition for other in names}):
+
+        def follow(at: Progress, name: RunName = name) -> None:
+            if on_progress is not None:
+                on_progress(name, at.step, at.steps)
+
+        train(Job(get_condition(name.condition), recipe, name.seed), root, device=device, compile=compile, on_progress=follow)
+
+
+def missing_steps(area: Area, wanted: list[RunName], measurements: Measurements) -> list[Step]:
+    """The measurements that are not there for these very weights."""
+    return [step for step in _steps(area, wanted) if measurements.lookup(step.name.seed)(step.name.condition, step.instrument) is None]
+
+
+def _steps(area: Area, wanted: list[RunName]) -> Iterator[Step]:
+    trained = {(name.condition, name.seed) for name in wanted}
+    for name in wanted:
+        for instrument, conditions in area.instruments.items():
+            if "*" in conditions or name.condition in conditions:
+                yield Step(name, instrument)
+        for src, dst in area.pairs:
+            if src == name.condition and (dst, name.seed) in trained:
+                yield Step(name, f"{PAIR}{dst}", RunName(dst, name.seed))
+
+
+def measure(step: Step, root: Path | None = None, device: str = "cpu") -> Path:
+    """Make one measurement and store it beside its run.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        UnknownNameError, CheckpointError: if the run is not there or is damaged.
+    """
+    store = root or default_root()
+    run = open_run(store / step.name.folder)
+    if step.partner is not None:
+        result = _interchange(run, open_run(store / step.partner.folder), device)
+    else:
+        module, function = INSTRUMENTS[step.instrument]
+        instrument: Callable[..., Result] = getattr(importlib.import_module(module), function)
+        result = instrument(run, device=device)
+    return result.save_at(run.path / step.instrument)
+
+
+def _interchange(src: Run, dst: Run, device: str) -> Result:
+    """Every layer, the last two indices, resid_pre."""
+    from wallprobe.hooks.interchange import Request, interchange
+
+    return interchange(Request(str(src.path), str(dst.path), None), device=device)
+
+
+def measure_missing(
+    area: Area,
+    preset: str,
+    wanted: list[RunName],
+    root: Path | None = None,
+    *,
+    device: str = "cpu",
+    on_step: Callable[[int, int, str], None] | None = None,
+) -> int:
+    """Every missing measurement of the wanted runs, one after the other; killed anywhere, the next call goes on.
+
+    Args:
+        area: whose ledger.
+        preset: recipe of the runs.
+        wanted: the runs, all trained.
+        root: run store.
+        device: torch device.
+        on_step: told (done, in all, the next one in words).
+
+    Returns:
+        How many were made.
+    """
+    steps = missing_steps(area, wanted, read_measurements(preset, root, bundled=False))
+    for done, step in enumerate(steps):
+        if on_step is not None:
+            on_step(done, len(steps), str(step))
+        measure(step, root, device)
+    return len(steps)
