@@ -202,6 +202,15 @@ class Trainer:
         return True
 
 
+def checkpoint_step(folder: Path) -> int:
+    """Optimiser steps that the checkpoint in a run's folder has behind it; 0 if there is none that can be read."""
+    try:
+        with safe_open(folder / CHECKPOINT, framework="pt") as handle:
+            return int(json.loads(handle.metadata()["state"])["step"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return 0
+
+
 def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str:
     found = []
     for key in ours.keys() | theirs.keys():
