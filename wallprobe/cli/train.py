@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, sweeping
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
-    from wallprobe.runs import Run
     from wallprobe.training.loop import Job, Progress
+    from wallprobe.training.work import Done
 
 LOG_LINE = 1000  # steps
 
@@ -21,8 +20,14 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    names: Annotated[list[str], typer.Argument(help="Conditions, or condition@seed: c0 c1 p5@7.", metavar="CONDITION...")],
-    seed: Annotated[int, typer.Option(help="Seed of those given without one.")] = 42,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Conditions, or condition@seed: c0 c1 p5@7.", metavar="[CONDITION...]", show_default=False)
+    ] = None,
+    matrix: Annotated[str | None, typer.Option(help="A set of conditions: wall (the thirteen), axes, all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of those given without one.", show_default="42")] = None,
+    seeds: Annotated[str | None, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
+    engine: Annotated[str, typer.Option(help="local (worker processes) or ray ($RAY_ADDRESS, else one on this machine).")] = "local",
     preset: Annotated[str, typer.Option(help="Recipe: small (a laptop) or paper (the published one).")] = "small",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of the preset's.", min=1)] = None,
     modulus: Annotated[int, typer.Option(help="p of the recurrence, a prime; also the vocabulary.")] = 17,
@@ -30,19 +35,19 @@ def train(
     compile: Annotated[
         str, typer.Option("--compile", help="auto, on or off: compile the step (auto: where there is a C++ compiler).")
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each run.", show_default="cores // runs at once", min=1)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a run or an unfinished training of that name.")] = False,
     device: common.Device = "auto",
     runs: common.Runs = None,
     json: common.Json = False,
 ) -> None:
-    """Train runs; run the same command again to resume an interrupted one to the same bytes."""
+    """Train and evaluate runs, several side by side; run the same command again to go on after an interruption, to the same bytes."""
     import dataclasses
 
     import torch
 
     from wallprobe import models
-    from wallprobe.runs import RunName
+    from wallprobe.runs import default_root
     from wallprobe.tasks.recurrence import RecurrenceTask
     from wallprobe.training.compiler import wants_compile
     from wallprobe.training.conditions import get_condition
@@ -52,30 +57,29 @@ def train(
     recipe = get_recipe(preset, steps=steps)
     if checkpoint_every is not None:
         recipe = dataclasses.replace(recipe, checkpoint_every=checkpoint_every)
-    parsed = [RunName.parse(name if "@" in name else f"{name}@{seed}") for name in names]
+    parsed = sweeping.chosen_names(names, matrix, seeds, seed)
     task = RecurrenceTask(modulus=modulus)
-    jobs = [Job(get_condition(name.condition), recipe, name.seed, task) for name in parsed]
+    todo = [Job(get_condition(name.condition), recipe, name.seed, task) for name in parsed]
+    place, compiled = models.pick_device(device), wants_compile(compile)
+    if len(todo) > 1 or matrix or seeds or jobs or engine != "local":
+        manifest = {"recipe": recipe.config(), "matrix": matrix, "seeds": sorted({job.seed for job in todo})}
+        settings = {"workers": jobs, "threads": threads, "device": place, "compile": compiled, "force": force, "engine": engine}
+        sweeping.run_sweep(todo, runs, json=json, manifest=manifest, **settings)
+        return
     if threads is not None:
         torch.set_num_threads(threads)
-    place, compiled = models.pick_device(device), wants_compile(compile)
-    summaries = []
-    for job in jobs:
-        run, result = _train_and_evaluate(job, runs, place, compiled, force)
-        row = {"name": str(run.name), "path": str(run.path)}
-        row |= {key: run.manifest[key] for key in ("steps", "wall_time_s", "weight_hash")}
-        row |= {key: result.summary[key] for key in ("trained_mae", "wall_ratio")}
-        summaries.append(row)
-        if not json:
-            common.out().print(f"{run.path}: {row['wall_time_s']:.0f} s. {result.summary['finding']}", soft_wrap=True)
+    done = _train_one(todo[0], runs or default_root(), place, compiled, force)
     if json:
         manifest = {"recipe": recipe.config(), "device": place, "threads": torch.get_num_threads(), "compiled": compiled}
-        common.print_json({"kind": "train", "summary": summaries, "values": [], "manifest": manifest})
+        common.print_json({"kind": "train", "summary": [done.record()], "values": [], "manifest": manifest})
+    else:
+        seconds = done.run.manifest["wall_time_s"]
+        common.out().print(f"{done.run.path}: {seconds:.0f} s. {done.summary['finding']}", soft_wrap=True)
 
 
-def _train_and_evaluate(job: "Job", root: Path | None, device: str, compiled: bool, force: bool) -> "tuple[Run, Result]":
-    """One run under a progress bar, and its evaluation, stored beside it."""
-    from wallprobe.training.evaluate import evaluate
-    from wallprobe.training.loop import train as train_run
+def _train_one(job: "Job", root: Path, device: str, compiled: bool, force: bool) -> "Done":
+    """One run in this process, under a progress bar."""
+    from wallprobe.training.work import complete
 
     with common.progress() as view:
         bar = view.add_task(f"train {job.name}", total=job.recipe.steps)
@@ -87,7 +91,4 @@ def _train_and_evaluate(job: "Job", root: Path | None, device: str, compiled: bo
             if not view.console.is_terminal and at.step % LOG_LINE == 0:
                 view.console.print(f"{told}  step {at.step} of {at.steps}", soft_wrap=True)
 
-        run = train_run(job, root, device=device, compile=compiled, force=force, on_progress=follow)
-    result = evaluate(run, device=device)
-    result.save_at(run.path / "eval")
-    return run, result
+        return complete(job, root, device=device, compile=compiled, force=force, on_progress=follow)

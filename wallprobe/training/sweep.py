@@ -169,6 +169,25 @@ def sweep(
     return [scheduler.outcomes[job.name] for job in jobs]
 
 
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from `3` (the first three of `SEEDS`) or `42,7` (these; a list of one ends with a comma).
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 0:
+        raise ConfigError(f"--seeds '{text}' is neither how many (3) nor which ones (42,7)")
+    if "," in text:
+        return tuple(dict.fromkeys(numbers))
+    if not 1 <= numbers[0] <= len(SEEDS):
+        raise ConfigError(f"--seeds {text} asks for {text} seeds; give 1 to {len(SEEDS)}, or a list of your own: --seeds {text},")
+    return SEEDS[: numbers[0]]
+
+
 def make_engine(name: str, workers: int, threads: int) -> Engine:
     """The engine of that name, for so many workers of so many threads."""
     if name == "ray":
