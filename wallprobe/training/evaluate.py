@@ -22,6 +22,8 @@ from wallprobe.tasks.recurrence import Posterior, RecurrenceTask, Sequences
 
 SEQUENCES = 2000
 PUBLISHED_RATIO = 83.0
+# Where the sentences draw their lines: bits of supervised error, wall ratio, share of the deserved mass on the Bayes-best token.
+LEARNT_BITS, WALL_RATIO, RIGHT_SHARE = 0.3, 3.0, 0.5
 
 # metric -> (units, what it is)
 METRICS: dict[str, tuple[str, str]] = {
@@ -119,8 +121,19 @@ def sequence_metrics(
 
 def mode_concentration(log_probs: Float[Tensor, "batch position vocab"]) -> Float[Tensor, " position"]:
     """Share of sequences whose first choice is the most common first choice at that position (1/p where none is preferred)."""
-    choices = torch.nn.functional.one_hot(log_probs.argmax(-1), log_probs.shape[-1])
-    return choices.double().mean(0).amax(-1)
+    return _choices(log_probs).mean(0).amax(-1)
+
+
+def _choices(log_probs: Float[Tensor, "batch position vocab"]) -> Float[Tensor, "batch position vocab"]:
+    return torch.nn.functional.one_hot(log_probs.argmax(-1), log_probs.shape[-1]).double()
+
+
+def _mode_interval(
+    log_probs: Float[Tensor, "batch position vocab"], weights: Float[Tensor, "draws batch"]
+) -> tuple[Float[Tensor, " position"], Float[Tensor, " position"]]:
+    """Bootstrap bounds of `mode_concentration`."""
+    shares = (weights @ _choices(log_probs).flatten(1)).reshape(-1, *log_probs.shape[1:])
+    return stats.interval(shares.amax(-1))
 
 
 def _summary(mae: Tensor, horizon: int) -> dict[str, Tensor]:
@@ -168,27 +181,36 @@ def evaluate(run: Run, *, sequences: int = SEQUENCES, seed: int = 0, device: str
         low, high = stats.interval(draws[name])
         for suffix, values in (("", means[name]), ("_low", low), ("_high", high)):
             variables[name + suffix] = (("position",), values.numpy(), units, what)
-    variables["mode_concentration"] = (
-        ("position",),
-        mode_concentration(log_probs).numpy(),
-        "fraction",
-        "share of the commonest first choice",
-    )
+    for suffix, shares in zip(("", "_low", "_high"), (mode_concentration(log_probs), *_mode_interval(log_probs, weights)), strict=True):
+        variables[f"mode_concentration{suffix}"] = (("position",), shares.numpy(), "fraction", "share of the commonest first choice")
     positions = list(range(1, task.length))
     name = str(run.name)
     data = dataset({"position": positions}, variables, horizon=horizon, run=name, modulus=task.modulus)
     summary = {"run": name} | _summaries(means, draws, horizon)
-    manifest = provenance(
-        config={"run": name, "weight_hash": run.manifest["weight_hash"], "sequences": sequences, "seed": seed, "task": task.config()},
+    manifest = run_manifest(run, watch, device, sequences=sequences, seed=seed, task=task.config())
+    return Result("eval", data, ("position",), summary | {"finding": _finding(summary)}, manifest)
+
+
+def run_manifest(run: Run, watch: Stopwatch, device: str, *, seed: int, **config: Any) -> dict[str, Any]:
+    """The manifest of what was measured on one run.
+
+    Args:
+        run: the run.
+        watch: started with the work.
+        device: torch device.
+        seed: of the sequences.
+        config: what else decides the figures.
+    """
+    return provenance(
+        config={"run": str(run.name), "weight_hash": run.manifest["weight_hash"], "seed": seed, **config},
         device=device,
         dtype="float32 model, float64 metrics",
         watch=watch,
-        subject=name,
+        subject=str(run.name),
         weight_hash=run.manifest["weight_hash"],
         weight_processing="none",
         seeds={"sequences": seed},
     )
-    return Result("eval", data, ("position",), summary | {"finding": _finding(summary)}, manifest)
 
 
 def predict(loaded: models.Loaded, tokens: Int[Tensor, "batch index"], batch: int = 500) -> Float[Tensor, "batch position vocab"]:
@@ -225,11 +247,11 @@ def _finding(summary: dict[str, Any]) -> str:
     ratio, run = summary["wall_ratio"], summary["run"]
     mass, true = summary["bayes_best_mass"], summary["bayes_best_posterior"]
     where = f"{summary['trained_mae']:.3f} bits off at supervised positions and {summary['untrained_mae']:.3f} beyond"
-    if summary["trained_mae"] > 0.3:
+    if summary["trained_mae"] > LEARNT_BITS:
         return f"{run} has not learnt the task: {where}."
-    if ratio > 3:
+    if ratio > WALL_RATIO:
         return f"{run} shows the wall: {where} (ratio {ratio:.1f})."
     right = f"puts {mass:.4f} on the Bayes-best token where the exact answer puts {true:.2f}"
-    if mass < true / 2:
+    if mass < RIGHT_SHARE * true:
         return f"{run} shows no wall in entropy ({where}, ratio {ratio:.2f}), yet it {right}: calibrated and wrong."
     return f"{run} shows no wall ({where}, ratio {ratio:.2f}) and {right}."
