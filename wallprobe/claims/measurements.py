@@ -41,6 +41,7 @@ class Source:
     where: str
     path: Path | None
     stored: Mapping[str, Record] = field(default_factory=dict)
+    _read: dict[str, Record] = field(default_factory=dict, repr=False, compare=False)
 
     def record(self, instrument: str, partner: "Source | None" = None) -> Record | None:
         """What an instrument measured on these weights, None if it did not.
@@ -51,8 +52,10 @@ class Source:
         """
         expected: Any = self.weight_hash if partner is None else {"src": self.weight_hash, "dst": partner.weight_hash}
         found = [self.stored[instrument]] if instrument in self.stored else []
-        if self.path is not None and (self.path / instrument / RECORD).is_file():
-            found.insert(0, _read(self.path / instrument / RECORD))
+        if self.path is not None and instrument not in self._read and (self.path / instrument / RECORD).is_file():
+            self._read[instrument] = _read(self.path / instrument / RECORD)
+        if instrument in self._read:
+            found.insert(0, self._read[instrument])
         return next((record for record in found if record["manifest"].get("weight_hash") == expected), None)
 
 

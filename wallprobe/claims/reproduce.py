@@ -7,12 +7,17 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wallprobe.claims.ledger import Area
 from wallprobe.claims.measurements import PAIR, Measurements, read_measurements
-from wallprobe.errors import ConfigError
+from wallprobe.errors import CheckpointError
 from wallprobe.results import Result
-from wallprobe.runs import DEFAULT_SEED, Run, RunName, default_root, open_run
+from wallprobe.runs import Run, RunName, default_root, open_run
+from wallprobe.training.conditions import get_condition
+from wallprobe.training.loop import Job
+from wallprobe.training.recipes import get_recipe
+from wallprobe.training.sweep import Update, sweep
 
 # instrument -> module and function, imported when used: (run, device=...) -> Result
 INSTRUMENTS = {
@@ -42,17 +47,6 @@ class Step:
         return f"{self.instrument.partition('-')[0]} of {self.name}" + (f" into {self.partner}" if self.partner else "")
 
 
-def seeds_of(count: int) -> tuple[int, ...]:
-    """The first seeds of a reproduction: the default one and those that follow it.
-
-    Raises:
-        ConfigError: for fewer than one.
-    """
-    if count < 1:
-        raise ConfigError(f"--seeds {count} trains nothing; give 1 or more")
-    return tuple(range(DEFAULT_SEED, DEFAULT_SEED + count))
-
-
 def wanted_runs(area: Area, seeds: tuple[int, ...], *, axes: bool) -> list[RunName]:
     """Every run that the ledger needs: the conditions on each seed, and the axes on the first."""
     names = [RunName(condition, seed) for seed in seeds for condition in area.conditions]
@@ -64,40 +58,32 @@ def missing_runs(wanted: list[RunName], measurements: Measurements) -> list[RunN
     return [name for name in wanted if (name.condition, name.seed) not in measurements.sources]
 
 
-def train_missing(
+def train(
     names: Sequence[RunName],
     preset: str,
     root: Path | None = None,
     *,
-    device: str = "cpu",
-    compile: bool = False,
-    on_progress: Callable[[RunName, int, int], None] | None = None,
+    on_progress: Callable[[Update], None] | None = None,
+    **settings: Any,
 ) -> None:
-    """Train runs one after the other, teachers before their students; an interrupted one is resumed.
+    """Train and evaluate runs side by side; those that are there are passed over, interrupted ones resumed.
 
     Args:
-        names: the runs.
+        names: all the runs of the reproduction: how cores are shared among them depends on how many they are.
         preset: recipe.
         root: run store.
-        device: torch device.
-        compile: compile the step.
-        on_progress: told (run, step, steps).
+        on_progress: told what changes.
+        settings: of `training.sweep.sweep`.
 
     Raises:
-        CheckpointError: if a run of that name is there and was trained otherwise.
+        CheckpointError: if some run is not there at the end, naming each with why; the others are kept.
     """
-    from wallprobe.training.conditions import get_condition
-    from wallprobe.training.loop import Job, Progress, train
-    from wallprobe.training.recipes import get_recipe
-
     recipe = get_recipe(preset)
-    for name in sorted(names, key=lambda name: get_condition(name.condition).teacher in {other.condition for other in names}):
-
-        def follow(at: Progress, name: RunName = name) -> None:
-            if on_progress is not None:
-                on_progress(name, at.step, at.steps)
-
-        train(Job(get_condition(name.condition), recipe, name.seed), root, device=device, compile=compile, on_progress=follow)
+    outcomes = sweep([Job(get_condition(name.condition), recipe, name.seed) for name in names], root, on_progress=on_progress, **settings)
+    missing = [outcome for outcome in outcomes if not outcome.ok]
+    if missing:
+        why = "; ".join(f"{outcome.name} {outcome.state}: {outcome.error}" for outcome in missing)
+        raise CheckpointError(f"{len(missing)} of {len(outcomes)} runs are not there ({why}); run the same command again to go on")
 
 
 def missing_steps(area: Area, wanted: list[RunName], measurements: Measurements) -> list[Step]:

@@ -98,18 +98,34 @@ def _probes() -> Iterator[Claim]:
 
 def _geometry() -> Iterator[Claim]:
     topic = "Geometry"
-    last, first = (summary("c0", "geometry", f"cosine_{layer}_layer") for layer in ("last", "first"))
+    yield pattern(
+        "geometry.rises",
+        topic,
+        "The cosine of unsupervised states with the last supervised one rises with depth.",
+        summary("c0", "geometry", "rises_with_depth"),
+        "order",
+        rules.above(rules.FRACTION),
+        "cosine",
+    )
     yield figure(
         "geometry.cosine",
         topic,
-        "At the last layer, unsupervised states have a cosine of 0.65 to 0.76 with the last supervised one.",
+        "At the last layer that cosine is 0.65 to 0.76.",
         (0.65, 0.76),
-        last,
+        summary("c0", "geometry", "cosine_last_layer"),
         "fraction",
         "cosine",
         pattern="geometry.rises",
     )
-    yield apart("geometry.rises", topic, "That cosine rises with depth.", last, first, "cosine")
+    yield pattern(
+        "geometry.clusters",
+        topic,
+        "States cluster with depth: their mean pairwise cosine rises too.",
+        summary("c0", "geometry", "pairwise_rises_with_depth"),
+        "order",
+        rules.above(rules.FRACTION),
+        "cosine",
+    )
 
 
 def _temperature() -> Iterator[Claim]:

@@ -20,8 +20,10 @@ def register(app: typer.Typer) -> None:
 def reproduce(
     area: Annotated[str, typer.Argument(help="What to reproduce: wall.", metavar="AREA")],
     preset: Annotated[str, typer.Option(help="Recipe: small (a laptop) or paper (the published one).")] = "small",
-    seeds: Annotated[int, typer.Option(help="How many seeds: 42, 43, ...", min=1)] = 1,
+    seeds: Annotated[str, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = "1",
     axes: Annotated[bool, typer.Option("--axes", help="Also the further axes (masks, schedules, ...), on the first seed.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
+    engine: Annotated[str, typer.Option(help="local (worker processes) or ray.")] = "local",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown page.")] = False,
     device: common.Device = "auto",
     runs: common.Runs = None,
@@ -29,44 +31,38 @@ def reproduce(
     json: common.Json = False,
 ) -> None:
     """Train what is missing, measure what is missing, print the ledger. Killed anywhere, the same command goes on."""
+    from wallprobe import models
     from wallprobe.claims import reproduce as plan
     from wallprobe.claims.ledger import get_area, judge_all
     from wallprobe.claims.measurements import read_measurements
     from wallprobe.cli.claims import show
+    from wallprobe.training.compiler import wants_compile
+    from wallprobe.training.sweep import parse_seeds
 
-    chosen = get_area(area)
-    wanted = plan.wanted_runs(chosen, plan.seeds_of(seeds), axes=axes)
+    chosen, place = get_area(area), models.pick_device(device)
+    wanted = plan.wanted_runs(chosen, parse_seeds(seeds), axes=axes)
     measurements = read_measurements(preset, runs, bundled=False)
-    absent = plan.missing_runs(wanted, measurements)
-    if absent:
-        _train(absent, preset, runs, device)
+    if plan.missing_runs(wanted, measurements):
+        settings = {"workers": jobs, "device": place, "compile": wants_compile("auto"), "engine": engine}
+        _train(wanted, preset, runs, settings)
         measurements = read_measurements(preset, runs, bundled=False)
     if plan.missing_steps(chosen, wanted, measurements):
-        _measure(chosen, preset, wanted, runs, device)
+        _measure(chosen, preset, wanted, runs, place)
         measurements = read_measurements(preset, runs, bundled=False)
     show(chosen, measurements, judge_all(chosen, measurements), results=results, wanted=None, markdown=markdown, json=json)
 
 
-def _train(absent: "list[RunName]", preset: str, root: Path | None, device: str) -> None:
-    """The missing runs under one progress view."""
-    from wallprobe import models
-    from wallprobe.claims.reproduce import train_missing
-    from wallprobe.training.compiler import wants_compile
+def _train(wanted: "list[RunName]", preset: str, root: Path | None, settings: dict[str, Any]) -> None:
+    """The runs under the sweep's view; those that are there are passed over."""
+    from wallprobe.claims.reproduce import train
+    from wallprobe.cli.sweeping import _view
 
-    with common.progress() as view:
-        bars: dict[str, Any] = {}
-
-        def follow(name: "RunName", step: int, steps: int) -> None:
-            if str(name) not in bars:
-                bars[str(name)] = view.add_task(f"train {name} ({len(bars) + 1} of {len(absent)})", total=steps)
-            view.update(bars[str(name)], completed=step)
-
-        train_missing(absent, preset, root, device=models.pick_device(device), compile=wants_compile("auto"), on_progress=follow)
+    with _view(len(wanted)) as view:
+        train(wanted, preset, root, on_progress=view, **settings)
 
 
 def _measure(area: "Area", preset: str, wanted: "list[RunName]", root: Path | None, device: str) -> None:
-    """The missing measurements under one progress bar."""
-    from wallprobe import models
+    """The missing measurements under one progress bar; where there is no terminal, a line each."""
     from wallprobe.claims.reproduce import measure_missing
 
     with common.progress() as view:
@@ -74,5 +70,7 @@ def _measure(area: "Area", preset: str, wanted: "list[RunName]", root: Path | No
 
         def follow(done: int, total: int, words: str) -> None:
             view.update(bar, completed=done, total=total, description=f"measure {words}")
+            if not view.console.is_terminal:
+                view.console.print(f"measure {words} ({done + 1} of {total})", soft_wrap=True, markup=False)
 
-        measure_missing(area, preset, wanted, root, device=models.pick_device(device), on_step=follow)
+        measure_missing(area, preset, wanted, root, device=device, on_step=follow)
