@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import typer
 
-from wallprobe.cli import attention, claims, evaluate, gains, gallery, interchange, reproduce, runs, train
+from wallprobe.cli import attention, claims, evaluate, gains, gallery, interchange, probe, reproduce, runs, train
 from wallprobe.errors import WallprobeError
 
 COMMANDS = MappingProxyType(
@@ -17,6 +17,7 @@ COMMANDS = MappingProxyType(
         "interchange": interchange,
         "attention": attention,
         "gains": gains,
+        "probe": probe,
         "claims": claims,
         "reproduce": reproduce,
         "gallery": gallery,

@@ -1,0 +1,121 @@
+"""`wallprobe probe`: what a linear reader finds at every layer and index of a run."""
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wallprobe.cli import common
+
+if TYPE_CHECKING:
+    from wallprobe.results import Result
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(probe)
+
+
+def probe(
+    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    layer: Annotated[str, typer.Option(help="Layer, list of layers (0,3,5), or all.")] = "all",
+    site: Annotated[str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out, mlp_out or z.")] = "resid_post",
+    targets: Annotated[
+        str | None, typer.Option(help="Some of token,a,b,class,entropy.", show_default="all that the run's task has")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Sequences: 5/8 fit the probes, 1/8 choose their penalty, 1/4 score them.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Seed of sequences, shuffled labels and bootstrap.")] = 0,
+    device: common.Device = "auto",
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Linear probes for the next token, the rule's a and b, the class and the entropy at every layer and index, beside shuffled labels."""
+    from wallprobe import models
+    from wallprobe.hooks.interchange import parse_layers
+    from wallprobe.hooks.probes import probe as measure
+    from wallprobe.runs import resolve_run
+
+    chosen, place = parse_layers(layer), models.pick_device(device)
+    wanted = None if targets is None else tuple(name.strip() for name in targets.split(","))
+    found = [resolve_run(name, runs) for name in names]
+    for run in found:
+        run.verify()
+    measured = []
+    with common.progress() as view:
+        for run in found:
+            bar = view.add_task(f"probe {run.name}", total=None)
+
+            def tell(doing: str, bar: Any = bar, name: Any = run.name) -> None:
+                view.update(bar, description=f"probe {name}: {doing}")
+
+            measured.append(measure(run, layers=chosen, site=site, targets=wanted, n=n, seed=seed, device=place, on_progress=tell))
+            view.update(bar, total=1, completed=1)
+    folders = [result.save(results) for result in measured]
+    if json:
+        common.print_json(common.together(measured, "run"))
+        return
+    out = common.out()
+    for result, folder in zip(measured, folders, strict=True):
+        out.print(_table(result))
+        out.print(_reading(result), soft_wrap=True)
+        out.print(f"\n{result.summary['finding']}", style="bold", soft_wrap=True)
+        out.print(f"[dim]stored in {folder}; see it: wallprobe gallery --open[/dim]\n", soft_wrap=True)
+
+
+def _table(result: "Result") -> Any:
+    """Scores of the last layer probed by index, the exact answer's and the best layer beside; the wall is drawn as a line."""
+    from rich import box
+    from rich.table import Table
+
+    data, summary = result.data, result.summary
+    title = f"Probes of {summary['run']}, {summary['site']}: accuracy at layer {summary['layer']} (R^2 for the entropy), best layer:score"
+    tested = summary["n_test"] or summary["n_test_programs"]
+    caption = f"{tested} test sequences; bold: the 95 % interval of selectivity is above 0; the line is the wall"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("index", justify="right", no_wrap=True)
+    targets = [str(target) for target in data["target"].values]
+    for target in targets:
+        table.add_column(target, no_wrap=True)
+        if target == "token":
+            table.add_column("[dim]exact[/dim]", no_wrap=True)
+    wall = int(data.attrs["start"]) + int(data.attrs["horizon"]) - 1
+    for index in data["index"].values.tolist():
+        cells = [str(index)]
+        for target in targets:
+            column = data.sel(index=index, target=target)
+            cells.append(_cell(column))
+            if target == "token":
+                cells.append(f"[dim]{float(column['ceiling'][-1]):.2f}[/dim]")
+        table.add_row(*cells, end_section=index == wall)
+    return table
+
+
+def _cell(column: Any) -> str:
+    """One index and target: the last layer's score, and the best layer with its own."""
+    name = "accuracy" if math.isfinite(float(column["chance"][0])) else "r2"
+    scores = column[name].values
+    if not any(map(math.isfinite, scores.tolist())):
+        return "[dim]-[/dim]"
+    last, best = f"{scores[-1]:.3f}", int(scores.argmax())
+    told = f"[bold]{last}[/bold]" if float(column["selectivity_low"][-1]) > 0 else last
+    return told if len(scores) == 1 else f"{told} [dim]{int(column['layer'][best])}:{scores[best]:.2f}[/dim]"
+
+
+def _reading(result: "Result") -> str:
+    """The last layer at the positions the essay gives, its figure in brackets."""
+    from wallprobe.claims.wall_instruments import POSITIONS, PROBED
+
+    summary = result.summary
+    known = dict(zip(POSITIONS, PROBED.get(str(summary["run"]).partition("@")[0], ()), strict=False))
+    lines = []
+    for position in POSITIONS:
+        value, low, high = (summary[f"token_accuracy_{position}{suffix}"] for suffix in ("", "_low", "_high"))
+        if value is not None:
+            published = f" ({known[position]:g})" if position in known else ""
+            lines.append(f"{position}: {value:.3f} ±{(high - low) / 2:.3f}{published}")
+    if not lines:
+        return ""
+    drop = summary["drop_after_horizon"]
+    fallen = "" if drop is None else f"; it falls by {drop:.3f} at the wall"
+    return f"next token at position {', '.join(lines)}; chance {summary['chance']:.3f}{fallen}"
