@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from wallprobe.runs import RunName
 from wallprobe.training.loop import Job, Progress
@@ -49,6 +49,7 @@ class Event:
     message: str = ""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What `sweep` needs of an engine.
 
