@@ -1,6 +1,7 @@
 """The run store: a Run is a folder with weights (safetensors) and a manifest; found by name locally, then among the bundled.
 
-Names are `condition` (seed 42) or `condition@seed`; the folder of a run is always `condition@seed`.
+Names are `condition` (seed 42) or `condition@seed`; the folder of a run is always `condition@seed`. A run of a task other than the
+recurrence has the task behind its condition: `c0-quadratic`.
 """
 
 import os
@@ -25,7 +26,7 @@ def default_root() -> Path:
 
 @dataclass(frozen=True)
 class RunName:
-    """A condition and a seed."""
+    """A condition, with its task behind it where that is a variant (`c0-quadratic`), and a seed."""
 
     condition: str
     seed: int = DEFAULT_SEED
@@ -120,12 +121,13 @@ def open_run(path: Path, *, bundled: bool = False) -> Run:
     """
     try:
         manifest = read_json(path / MANIFEST)
-        name = RunName(str(manifest["condition"]), int(manifest["seed"]))
+        condition = str(manifest["condition"])
+        name = RunName(str(manifest.get("run", condition)), int(manifest["seed"]))
         for key in ("weight_hash", "shape", "task"):
             manifest[key]
-        trained = manifest.get("config", {}).get("condition", {}).get("name", name.condition)
-        if trained != name.condition:
-            raise ValueError(f"it says condition {name.condition}, but was trained as {trained}")
+        trained = manifest.get("config", {}).get("condition", {}).get("name", condition)
+        if trained != condition:
+            raise ValueError(f"it says condition {condition}, but was trained as {trained}")
     except (StoreError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has no readable run manifest ({error}); retrain it with wallprobe train ... --force") from error
     return Run(name, path, manifest, bundled)

@@ -8,6 +8,8 @@ from wallprobe.cli import common
 
 if TYPE_CHECKING:
     from wallprobe.results import Result
+    from wallprobe.runs import Run
+    from wallprobe.tasks.task import Task
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +19,12 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    task: Annotated[
+        str | None,
+        typer.Option(help="Another task, or other fields of its own: quadratic, heldout-prefix:split=held.", show_default="its own"),
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens a sequence.", show_default="the task's")] = None,
+    modulus: Annotated[int | None, typer.Option(help="p of the task.", show_default="the task's")] = None,
     sequences: Annotated[int, typer.Option(help="Fresh sequences to measure on.", min=2)] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of those sequences.")] = 0,
     device: common.Device = "auto",
@@ -33,11 +41,12 @@ def evaluate(
     found = [resolve_run(name, runs) for name in names]
     for run in found:
         run.verify()
+    asked = [_asked(run, task, length, modulus) for run in found]
     measured = []
     with common.progress() as view:
         bar = view.add_task("evaluate", total=len(found))
-        for run in found:
-            measured.append(measure(run, sequences=sequences, seed=seed, device=place))
+        for run, other in zip(found, asked, strict=True):
+            measured.append(measure(run, task=other, sequences=sequences, seed=seed, device=place))
             view.advance(bar)
     for result in measured:
         result.save(results)
@@ -48,6 +57,16 @@ def evaluate(
     common.out().print(_position_table(measured))
     for result in measured:
         common.out().print(result.summary["finding"], soft_wrap=True)
+
+
+def _asked(run: "Run", text: str | None, length: int | None, modulus: int | None) -> "Task":
+    """The task to measure a run on: its own with what the options change."""
+    from wallprobe.tasks.registry import change, from_manifest, parse_task
+
+    own = from_manifest(run.manifest["task"])
+    task = own if text is None else parse_task(text, own)
+    given = {key: value for key, value in (("length", length), ("modulus", modulus)) if value is not None}
+    return change(task, **given)
 
 
 ROWS = {
@@ -86,7 +105,8 @@ def _summary_table(measured: "list[Result]") -> Any:
     for result in measured:
         table.add_column(str(result.summary["run"]), justify="right")
     for key, label in ROWS.items():
-        seen = [published(result.summary["run"], key) for result in measured]
+        # The published figures are of the recurrence as published.
+        seen = [published(result.summary["run"], key) if result.summary["task"] == "recurrence" else None for result in measured]
         cells = [_with_interval(result.summary, key) for result in measured]
         if any(figure is not None for figure in seen):
             cells = [f"{cell}\n{'' if figure is None else f'({figure:g})'}" for cell, figure in zip(cells, seen, strict=True)]

@@ -30,7 +30,10 @@ def train(
     engine: Annotated[str, typer.Option(help="local (worker processes) or ray ($RAY_ADDRESS, else one on this machine).")] = "local",
     preset: Annotated[str, typer.Option(help="Recipe: small (a laptop) or paper (the published one).")] = "small",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of the preset's.", min=1)] = None,
-    modulus: Annotated[int, typer.Option(help="p of the recurrence, a prime; also the vocabulary.")] = 17,
+    task: Annotated[
+        str, typer.Option(help="What the sequences are: recurrence, quadratic, ..., with fields if need be (length:length=8).")
+    ] = "recurrence",
+    modulus: Annotated[int | None, typer.Option(help="p of the task, a prime.", show_default="17")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", min=1)] = None,
     compile: Annotated[
         str, typer.Option("--compile", help="auto, on or off: compile the step (auto: where there is a C++ compiler).")
@@ -48,9 +51,9 @@ def train(
 
     from wallprobe import models
     from wallprobe.runs import default_root
-    from wallprobe.tasks.recurrence import RecurrenceTask
+    from wallprobe.tasks.registry import change, parse_task, split_name
     from wallprobe.training.compiler import wants_compile
-    from wallprobe.training.conditions import get_condition
+    from wallprobe.training.conditions import conditions, get_condition
     from wallprobe.training.loop import Job
     from wallprobe.training.recipes import get_recipe
 
@@ -58,8 +61,9 @@ def train(
     if checkpoint_every is not None:
         recipe = dataclasses.replace(recipe, checkpoint_every=checkpoint_every)
     parsed = sweeping.chosen_names(names, matrix, seeds, seed)
-    task = RecurrenceTask(modulus=modulus)
-    todo = [Job(get_condition(name.condition), recipe, name.seed, task) for name in parsed]
+    wanted = parse_task(task) if modulus is None else change(parse_task(task), modulus=modulus)
+    chosen = [split_name(name.condition, conditions(), wanted) for name in parsed]
+    todo = [Job(get_condition(condition), recipe, name.seed, own) for name, (condition, own) in zip(parsed, chosen, strict=True)]
     place, compiled = models.pick_device(device), wants_compile(compile)
     if len(todo) > 1 or matrix or seeds or jobs or engine != "local":
         manifest = {"recipe": recipe.config(), "matrix": matrix, "seeds": sorted({job.seed for job in todo})}

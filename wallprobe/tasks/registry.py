@@ -1,6 +1,6 @@
 """Tasks by name: the built-in ones come through the same entry-point group as a plugin's (`wallprobe.tasks`)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -106,3 +106,21 @@ def _value(text: str) -> int | float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def split_name(stem: str, conditions: Container[str], task: Task) -> tuple[str, Task]:
+    """The condition and task that a name such as `c0-quadratic` means; a bare condition's task is `task`.
+
+    Raises:
+        ConfigError: if the name and `task` disagree.
+    """
+    if stem in conditions:
+        return stem, task
+    for name in tasks():
+        named = get_task(name)
+        condition = stem.removesuffix(named.suffix)
+        if condition != stem and condition in conditions:
+            if task not in (named, RecurrenceTask()):
+                raise ConfigError(f"'{stem}' names task {named.label}, but {task.label} was asked for; give {condition} and one --task")
+            return condition, named
+    return stem, task

@@ -83,14 +83,16 @@ class Task(abc.ABC):
         return self.length
 
     @property
+    def label(self) -> str:
+        """The task's name and each field that is not its default, such as `modulus-modulus-19`; fit for a run's name."""
+        changed = [field for field in fields(self) if getattr(self, field.name) != field.default]
+        parts = [self.name, *(f"{field.name}-{getattr(self, field.name)}" for field in changed)]
+        return re.sub(r"[^a-z0-9-]", "_", "-".join(parts).lower())
+
+    @property
     def suffix(self) -> str:
-        """What a run of this task appends to its condition's name: the task, and each field that is not its default."""
-        parts = [self.name]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                parts.append(f"{field.name}-{value}")
-        return re.sub(r"[^a-z0-9-]", "_", "-" + "-".join(parts).lower())
+        """What a run of this task appends to its condition's name."""
+        return f"-{self.label}"
 
     @abc.abstractmethod
     def sample(self, count: int, generator: torch.Generator) -> Drawn:

@@ -18,7 +18,8 @@ from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, dataset
 from wallprobe.rng import generator
 from wallprobe.runs import Run
-from wallprobe.tasks.recurrence import Posterior, RecurrenceTask, Sequences
+from wallprobe.tasks import registry
+from wallprobe.tasks.task import Drawn, Posterior, Task
 
 SEQUENCES = 2000
 PUBLISHED_RATIO = 83.0
@@ -46,32 +47,52 @@ METRICS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """Fresh sequences of a run's own task and the exact answer to them; the same ones for every run of that task.
+    """Fresh sequences and the exact answer to them; the same ones for every run of that task.
 
     Attributes:
-        task: the run's task.
-        horizon: K, the last position that cross-entropy reached.
+        task: the run's own task, unless another was asked for.
+        horizon: the last position that cross-entropy reached: K, after the task's header.
         drawn: the sequences.
         exact: P at positions 1..T-1.
     """
 
-    task: RecurrenceTask
+    task: Task
     horizon: int
-    drawn: Sequences
+    drawn: Drawn
     exact: Posterior
 
 
-def fresh(run: Run, sequences: int = SEQUENCES, seed: int = 0) -> Sample:
+def fresh(run: Run, sequences: int = SEQUENCES, seed: int = 0, task: Task | None = None) -> Sample:
     """Draw sequences to measure a run on.
 
     Raises:
-        ConfigError: for fewer than 2.
+        ConfigError: for fewer than 2, or for a task that the run's network has no tokens or positions for.
     """
     if sequences < 2:
         raise ConfigError(f"{sequences} sequences give no interval; give at least 2")
-    task, horizon = RecurrenceTask.from_manifest(run.manifest["task"]), int(run.manifest["horizon"])
+    own, horizon = registry.from_manifest(run.manifest["task"]), int(run.manifest["horizon"])
+    if task is None:
+        task = own
+    horizon += task.start - own.start
+    _check_fit(run, task, horizon)
     drawn = task.sample(sequences, generator(seed, "evaluate"))
     return Sample(task, horizon, drawn, task.posterior(drawn.tokens))
+
+
+def _check_fit(run: Run, task: Task, horizon: int) -> None:
+    shape = run.manifest["shape"]
+    if task.vocabulary != shape["vocabulary"]:
+        raise ConfigError(
+            f"run {run.name} knows {shape['vocabulary']} tokens, task {task.label} has {task.vocabulary}; give a task of as many, or a run "
+            "trained with more (--task modulus:symbols=N)"
+        )
+    if task.length > shape["n_ctx"]:
+        raise ConfigError(
+            f"run {run.name} has positions for {shape['n_ctx']} tokens, task {task.label} has {task.length}; give a shorter --length, or a "
+            "run trained with more room (--task length:room=N)"
+        )
+    if task.length < horizon + 2:
+        raise ConfigError(f"task {task.label} has no position beyond {horizon}, the last supervised one; give a longer --length")
 
 
 def sequence_metrics(
@@ -79,6 +100,7 @@ def sequence_metrics(
     tokens: Int[Tensor, "batch index"],
     is_program: Tensor,
     exact: Posterior,
+    symbols: int | None = None,
 ) -> dict[str, Float[Tensor, "batch position"]]:
     """Every metric of `METRICS` for each sequence and position 1..T-1; NaN where it is not defined.
 
@@ -87,8 +109,9 @@ def sequence_metrics(
         tokens: the sequences.
         is_program: which were drawn as programs.
         exact: the exact answer.
+        symbols: p, how many tokens noise is uniform over; all of them if None.
     """
-    probs, vocab = log_probs.exp(), log_probs.shape[-1]
+    probs, vocab = log_probs.exp(), symbols or log_probs.shape[-1]
     best = exact.best[..., None]
     best_mass, best_log = probs.gather(-1, best)[..., 0], log_probs.gather(-1, best)[..., 0]
     rank = (log_probs > best_log[..., None]).sum(-1).double() + 1
@@ -149,27 +172,29 @@ def _summary(mae: Tensor, horizon: int) -> dict[str, Tensor]:
     }
 
 
-def evaluate(run: Run, *, sequences: int = SEQUENCES, seed: int = 0, device: str = "cpu") -> Result:
-    """Measure a run on fresh sequences of its own task.
+def evaluate(run: Run, *, task: Task | None = None, sequences: int = SEQUENCES, seed: int = 0, device: str = "cpu") -> Result:
+    """Measure a run on fresh sequences.
 
     Args:
         run: a finished run.
+        task: another task than its own.
         sequences: how many; at least 2.
         seed: of the sequences and the bootstrap; the same for all runs unless given.
         device: torch device.
 
     Returns:
-        Result of kind "eval", table over positions 1..T-1.
+        Result of kind "eval", table over positions 1..T-1, those within a task's header left out.
 
     Raises:
-        ConfigError: for fewer than 2 sequences.
+        ConfigError: as `fresh`.
         CheckpointError: if the weights are damaged.
     """
     watch = Stopwatch()
-    sample = fresh(run, sequences, seed)
+    sample = fresh(run, sequences, seed, task)
     task, horizon, drawn = sample.task, sample.horizon, sample.drawn
     log_probs = predict(models.load_run(run, device), drawn.tokens)
-    cells = sequence_metrics(log_probs, drawn.tokens, drawn.is_program, sample.exact)
+    cells = sequence_metrics(log_probs, drawn.tokens, drawn.is_program, sample.exact, task.modulus)
+    log_probs, cells = log_probs[:, task.start :], {key: values[:, task.start :] for key, values in cells.items()}
 
     weights = stats.resamples(sequences, generator(seed, "evaluate bootstrap"))
     plain = torch.full((1, sequences), 1 / sequences, dtype=torch.float64)
@@ -183,12 +208,14 @@ def evaluate(run: Run, *, sequences: int = SEQUENCES, seed: int = 0, device: str
             variables[name + suffix] = (("position",), values.numpy(), units, what)
     for suffix, shares in zip(("", "_low", "_high"), (mode_concentration(log_probs), *_mode_interval(log_probs, weights)), strict=True):
         variables[f"mode_concentration{suffix}"] = (("position",), shares.numpy(), "fraction", "share of the commonest first choice")
-    positions = list(range(1, task.length))
+    positions = list(range(task.start + 1, task.length))
     name = str(run.name)
+    shown = name if task == registry.from_manifest(run.manifest["task"]) else f"{name} on {task.label}"
     data = dataset({"position": positions}, variables, horizon=horizon, run=name, modulus=task.modulus)
-    summary = {"run": name} | _summaries(means, draws, horizon)
+    summary = {"run": name, "task": task.label} | _summaries(means, draws, horizon - task.start)
     manifest = run_manifest(run, watch, device, sequences=sequences, seed=seed, task=task.config())
-    return Result("eval", data, ("position",), summary | {"finding": _finding(summary)}, manifest)
+    manifest["subject"] = shown
+    return Result("eval", data, ("position",), summary | {"finding": _finding(summary | {"run": shown})}, manifest)
 
 
 def run_manifest(run: Run, watch: Stopwatch, device: str, *, seed: int, **config: Any) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from wallprobe.errors import CheckpointError, ConfigError, DivergedError, Wallpr
 from wallprobe.manifest import Stopwatch, provenance, source_commit
 from wallprobe.rng import derive_seed, generator
 from wallprobe.storage import ensure_directory, exclusive, sha256_file, write_atomic, write_json
-from wallprobe.tasks.recurrence import Posterior, RecurrenceTask
+from wallprobe.tasks.recurrence import RecurrenceTask
+from wallprobe.tasks.task import Posterior, Task
 from wallprobe.training import lean, optim
 from wallprobe.training.conditions import Condition
 from wallprobe.training.recipes import Recipe
@@ -56,18 +57,23 @@ class Job:
     condition: Condition
     recipe: Recipe
     seed: int = runs.DEFAULT_SEED
-    task: RecurrenceTask = field(default_factory=RecurrenceTask)
+    task: Task = field(default_factory=RecurrenceTask)
 
     @property
     def name(self) -> runs.RunName:
         """The run's name."""
-        return runs.RunName(self.condition.name, self.seed)
+        return runs.RunName(self.condition.name + self.task.suffix, self.seed)
+
+    @property
+    def horizon(self) -> int:
+        """The last supervised position: K after the task's header."""
+        return self.task.start + self.recipe.horizon
 
     @property
     def shape(self) -> lean.Shape:
         """Sizes of the network."""
         recipe = self.recipe
-        return lean.Shape(recipe.n_layers, recipe.d_model, recipe.n_heads, self.task.length, self.task.vocabulary)
+        return lean.Shape(recipe.n_layers, recipe.d_model, recipe.n_heads, self.task.context, self.task.vocabulary)
 
     def config(self) -> dict[str, Any]:
         """Plain JSON: what a checkpoint must agree with to be resumed. How often it is saved changes nothing."""
@@ -94,7 +100,7 @@ class Trainer:
             self.teacher = {name: tensor.to(device) for name, tensor in fresh.items()}
         if condition.signal == "teacher" and self.teacher is None:
             raise ConfigError(f"condition {condition.name} needs a teacher: give the parameters of a trained {condition.teacher}")
-        mask = condition.position_mask(job.task.length, recipe.horizon)
+        mask = condition.position_mask(job.task.length, job.horizon)
         self.mask = torch.tensor(mask, dtype=torch.float32, device=device)
         usual = recipe.teacher_weight if condition.signal == "teacher" else recipe.signal_weight
         self.weight = usual if condition.weight is None else condition.weight
@@ -122,7 +128,7 @@ class Trainer:
         start = (self.step_number % DRAW) * job.recipe.batch
         rows = slice(start, start + job.recipe.batch)
         if posterior is None:
-            return tokens[rows, : job.recipe.horizon + 1], torch.zeros(())
+            return tokens[rows, : job.horizon + 1], torch.zeros(())
         part = Posterior(*(getattr(posterior, name)[rows] for name in ("predictive", "program_weight", "forced", "entropy", "best")))
         logits = None
         if self.teacher is not None:
@@ -138,7 +144,8 @@ class Trainer:
         with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits, residual = lean.forward(params, tokens[:, :-1], self.job.shape, recipe.dropout)
         logits = logits.float()
-        supervised = F.cross_entropy(logits[:, : recipe.horizon].flatten(0, 1), tokens[:, 1 : recipe.horizon + 1].flatten())
+        start, horizon = self.job.task.start, self.job.horizon
+        supervised = F.cross_entropy(logits[:, start:horizon].flatten(0, 1), tokens[:, start + 1 : horizon + 1].flatten())
         if not condition.needs_full_length:
             return supervised, torch.zeros((), device=tokens.device)
         head = None
@@ -298,7 +305,7 @@ def _teacher_params(job: Job, root: Path | None) -> lean.Params | None:
     teacher = job.condition.teacher
     if teacher is None or teacher == "untrained":
         return None
-    name = str(runs.RunName(teacher, job.seed))
+    name = str(runs.RunName(teacher + job.task.suffix, job.seed))
     try:
         run = runs.find_run(name, root)
     except WallprobeError as error:
@@ -345,11 +352,12 @@ def _finish(trainer: Trainer, root: Path | None) -> runs.Run:
         dtype=f"weights fp32, products {job.recipe.precision}",
         watch=Stopwatch(),
         kind="run",
+        run=job.name.condition,
         condition=job.condition.name,
         seed=job.seed,
         preset=job.recipe.preset,
         steps=job.recipe.steps,
-        horizon=job.recipe.horizon,
+        horizon=job.horizon,
         shape=asdict(job.shape),
         task={"name": job.task.name, **job.task.config()},
         parameters=sum(tensor.numel() for tensor in state.values()),
