@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import typer
 
-from wallprobe.cli import attention, claims, evaluate, gains, gallery, interchange, probe, reproduce, runs, train
+from wallprobe.cli import attention, calibration, claims, evaluate, gains, gallery, geometry, interchange, probe, reproduce, runs, temperature, train
 from wallprobe.errors import WallprobeError
 
 COMMANDS = MappingProxyType(
@@ -17,6 +17,9 @@ COMMANDS = MappingProxyType(
         "interchange": interchange,
         "attention": attention,
         "gains": gains,
+        "geometry": geometry,
+        "temperature": temperature,
+        "calibration": calibration,
         "probe": probe,
         "claims": claims,
         "reproduce": reproduce,

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from wallprobe.results import Result
+    from wallprobe.runs import Run
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
 Runs = Annotated[Path | None, typer.Option("--runs", envvar="WALLPROBE_RUNS", help="Run store.", show_default="./runs")]
@@ -49,6 +50,44 @@ def progress() -> "Iterator[Progress]":
     console = err()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as view:
         yield view
+
+
+def measure_runs(
+    names: Sequence[str],
+    what: str,
+    measure: "Callable[[Run, str], Result]",
+    *,
+    device: str,
+    runs: Path | None,
+    results: Path | None,
+) -> "list[Result]":
+    """Measure runs one by one, with progress, and store the Results once all are there.
+
+    Args:
+        names: as typed.
+        what: the instrument's name, for the progress view.
+        measure: from a run and a torch device.
+        device: as typed.
+        runs: run store.
+        results: Result store.
+    """
+    from wallprobe import models
+    from wallprobe.runs import resolve_run
+
+    place = models.pick_device(device)
+    found = [resolve_run(name, runs) for name in names]
+    for run in found:
+        run.verify()
+    measured = []
+    with progress() as view:
+        bar = view.add_task(what, total=len(found))
+        for run in found:
+            view.update(bar, description=f"{what} {run.name}")
+            measured.append(measure(run, place))
+            view.advance(bar)
+    for result in measured:
+        result.save(results)
+    return measured
 
 
 def together(results: "Sequence[Result]", column: str) -> dict[str, Any]:

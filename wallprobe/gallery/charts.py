@@ -113,6 +113,25 @@ def wall(horizon: float, first: float) -> tuple[list[Spec], list[Spec]]:
     return [side | {"layer": "below"}, edge], notes
 
 
+def position_layout(data: xr.Dataset, wording: str, units: str) -> Spec:
+    """The layout of lines over positions: both axes, and the wall where the Dataset has a horizon."""
+    positions = data["position"].values.tolist()
+    layout: Spec = {
+        "xaxis": axis("position", "prediction of token t", dtick=1 if len(positions) <= 20 else None, showgrid=False),
+        "yaxis": axis(wording, units, rangemode="tozero"),
+        "hovermode": "x unified",
+    }
+    if data.attrs.get("horizon") is not None:
+        layout["shapes"], layout["annotations"] = wall(float(data.attrs["horizon"]), float(positions[0]))
+    return layout
+
+
+def wall_place(data: xr.Dataset) -> float | None:
+    """Between which two points of a line over positions the wall is, in places of the line."""
+    horizon = data.attrs.get("horizon")
+    return None if horizon is None else float(horizon) + 0.5 - float(data["position"].values[0])
+
+
 def scale(*series: Sequence[float | None]) -> Spec:
     """A y axis' type: logarithmic, ticked by powers of ten, where `log_range`."""
     return {"type": "log", "dtick": 1} if log_range(*series) else {"type": "linear"}

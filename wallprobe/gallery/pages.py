@@ -17,6 +17,9 @@ KINDS = {
     "claims": ("Ledger", "Which of the published claims hold here, and which do not?"),
     "interchange": ("Interchange", "Does the receiving model carry the donor's rule, or only its answer?"),
     "eval": ("Evaluation", "Where does the wall stand, and is the mass on the right token?"),
+    "calibration": ("Calibration", "As sure as it should be, and sure of the right token?"),
+    "temperature": ("Temperature", "Can any temperature recover the exact answer?"),
+    "geometry": ("Geometry", "Where do the states behind the wall lie?"),
     "gains": ("Gains", "How loud is each layer?"),
     "attention": ("Attention", "Where does each head look?"),
 }

@@ -1,0 +1,101 @@
+"""`wallprobe calibration`: as sure as it should be, and sure of the right token?"""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wallprobe.cli import common
+
+if TYPE_CHECKING:
+    from wallprobe.results import Result
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(calibration)
+
+
+def calibration(
+    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    bins: Annotated[int, typer.Option(help="Equal bins of confidence.", min=2)] = 10,
+    sequences: Annotated[int, typer.Option(help="Fresh sequences to measure on.", min=2)] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of those sequences.")] = 0,
+    device: common.Device = "auto",
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Calibration beside correctness: what agreement in entropy cannot see."""
+    from wallprobe.hooks import calibration as instrument
+
+    measured = common.measure_runs(
+        names,
+        "calibration",
+        lambda run, place: instrument.calibration(run, bins=bins, sequences=sequences, seed=seed, device=place),
+        device=device,
+        runs=runs,
+        results=results,
+    )
+    if json:
+        common.print_json(common.together(measured, "run"))
+        return
+    out = common.out()
+    out.print(_table(measured))
+    for result in measured:
+        out.print(_reliability(result))
+        out.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True)
+    out.print("[dim]see them: wallprobe gallery --open[/dim]")
+
+
+ROWS = {
+    "entropy_mae": "entropy error, bits",
+    "confidence": "confidence max Q",
+    "exact_confidence": "  due: max P",
+    "accuracy": "first choice right",
+    "best_mass_geomean": "Bayes-best mass, geomean",
+    "best_posterior": "  due",
+    "ece_confidence": "ECE against max P",
+    "ece_exact": "ECE against P(first choice)",
+    "ece_drawn": "ECE against the token",
+}
+
+
+def _figure(value: float) -> str:
+    return f"{value:.1e}" if 0 < value < 5e-4 else f"{value:.3f}"
+
+
+def _table(measured: "list[Result]") -> Any:
+    """Figures down; for each run the supervised and the unsupervised side; last, what the exact answer with its tokens moved gets."""
+    from rich import box
+    from rich.table import Table
+
+    title = "Calibration and correctness (supervised | unsupervised positions)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for result in measured:
+        table.add_column(str(result.summary["run"]), justify="right")
+    table.add_column("exact answer,\ntokens moved by 1", justify="right")
+    for key, label in ROWS.items():
+        sides = [[_figure(result.summary[f"{key}_{side}"]) for side in ("trained", "unsupervised")] for result in measured]
+        wrong = measured[0].data[f"reference_{key}"].sel(predictor="relabelled").values
+        table.add_row(label, *(f"{left} | [bold]{right}[/bold]" for left, right in sides), " | ".join(_figure(float(x)) for x in wrong))
+    return table
+
+
+def _reliability(result: "Result") -> Any:
+    """The unsupervised side's reliability diagram, empty bins left out."""
+    from rich import box
+    from rich.table import Table
+
+    title = f"{result.summary['run']}, unsupervised positions, by confidence"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head in ("bin", "share", "confidence", "due", "right", "Bayes-best mass", "due"):
+        table.add_column(head, justify="right", no_wrap=True)
+    at, width = result.data.sel(side="unsupervised"), 0.5 / result.data.sizes["bin"]
+    columns = ("share", "confidence", "exact_confidence", "accuracy", "best_mass", "best_posterior")
+    for middle in at["bin"].values:
+        cells = [float(at[f"bin_{name}"].sel(bin=middle)) for name in columns]
+        if cells[0] > 0:
+            figures = ["-" if value != value else f"{value:.3f}" for value in cells]
+            table.add_row(f"{middle - width:.2f}-{middle + width:.2f}", *figures)
+    return table

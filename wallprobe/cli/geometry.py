@@ -1,0 +1,78 @@
+"""`wallprobe geometry`: where the states behind the wall lie."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wallprobe.cli import common
+
+if TYPE_CHECKING:
+    from wallprobe.results import Result
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(geometry)
+
+
+def geometry(
+    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    site: Annotated[str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out or mlp_out.")] = "resid_post",
+    sequences: Annotated[int, typer.Option(help="Fresh sequences to measure on.", min=2)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of those sequences.")] = 0,
+    device: common.Device = "auto",
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Cosines of states by layer: unsupervised indices with the last supervised one, and all with each other, with controls."""
+    from wallprobe.hooks import geometry as instrument
+
+    instrument.check_site(site)
+    measured = common.measure_runs(
+        names,
+        "geometry",
+        lambda run, place: instrument.geometry(run, site=site, sequences=sequences, seed=seed, device=place),
+        device=device,
+        runs=runs,
+        results=results,
+    )
+    if json:
+        common.print_json(common.together(measured, "run"))
+        return
+    out = common.out()
+    for result in measured:
+        out.print(_table(result))
+        out.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True)
+    out.print("[dim]see them: wallprobe gallery --open[/dim]")
+
+
+COLUMNS = {
+    "cosine_to_supervised": "cosine",
+    "cosine_program": "programs",
+    "cosine_noise": "noise",
+    "cosine_control": "another\nsequence",
+    "cosine_same_class": "of its\nclass",
+    "cosine_centred": "centred",
+    "cosine_untrained": "before\ntraining",
+}
+PAIRS = {"mean_pairwise_cosine": "all pairs", "pairwise_control": "between\nsequences", "pairwise_untrained": "before\ntraining"}
+
+
+def _table(result: "Result") -> Any:
+    """Layers down; means over the unsupervised indices, then over all pairs of indices."""
+    from rich import box
+    from rich.table import Table
+
+    data, horizon = result.data, int(result.data.attrs["horizon"])
+    title = f"{result.summary['run']}, {result.summary['site']}: cosine of unsupervised indices with index {horizon - 1}; of all pairs"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("layer", justify="right")
+    for head in [*COLUMNS.values(), *PAIRS.values()]:
+        table.add_column(head, justify="right", no_wrap=True)
+    beyond = data.isel(index=slice(horizon, None))
+    for layer in data["layer"].values:
+        cells = [float(beyond[name].sel(layer=layer).mean()) for name in COLUMNS]
+        cells += [float(data[name].sel(layer=layer)) for name in PAIRS]
+        table.add_row(str(layer), *(f"{value:.2f}" for value in cells))
+    return table
