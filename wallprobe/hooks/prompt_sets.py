@@ -18,7 +18,7 @@ from torch import Tensor
 from wallprobe.errors import ConfigError, UnknownNameError
 from wallprobe.models import Loaded
 from wallprobe.rng import generator
-from wallprobe.tasks.recurrence import RecurrenceTask
+from wallprobe.tasks.registry import from_manifest
 
 FIRST_TOKEN = "none added"
 
@@ -109,10 +109,7 @@ def prompt_set(loaded: Loaded, source: str | None = None, *, sequences: int = 64
 
 def _drawn(loaded: Loaded, sequences: int, seed: int) -> PromptSet:
     assert loaded.run is not None
-    task = loaded.run.manifest["task"]
-    if task.get("name") != RecurrenceTask.name:
-        raise ConfigError(f"run {loaded.name} was trained on a task that cannot be drawn from here; retrain it with this version")
-    drawn = RecurrenceTask.from_manifest(task).sample(sequences, generator(seed, "gains", "sequences")).tokens
+    drawn = from_manifest(loaded.run.manifest["task"]).sample(sequences, generator(seed, "gains", "sequences")).tokens
     rows = [[str(number) for number in row.tolist()] for row in drawn]
     return PromptSet("task", tuple(" ".join(row) for row in rows), tuple(drawn), tuple(tuple(row) for row in rows), seed)
 
