@@ -155,6 +155,35 @@ def attention(run: str = "c0", *, layers: int = 6, heads: int = 4, length: int =
     return Result("attention", data, ("layer", "head", "query", "key"), {"run": run}, manifest(f"{run} attention"))
 
 
+def probe(run: str = "c0", *, layers: int = 6, indices: int = 15) -> Result:
+    """Probes that find the token until the wall, and less behind it; the entropy has no accuracy, the others no R^2."""
+    targets = ["token", "a", "entropy"]
+    at, shape = np.arange(indices), (layers, indices, len(targets))
+    depth = np.linspace(0.2, 1, layers)[:, None, None]
+    found = np.where(at < 5, 0.53, 0.2)[None, :, None] * depth * np.ones(shape)
+    of_entropy = np.arange(len(targets)) == 2
+    accuracy, r2 = np.where(of_entropy, np.nan, found), np.where(of_entropy, found, np.nan)
+    r2[:, 0] = np.nan
+    control = np.full(shape, 0.058)
+    variables: dict[str, Any] = {
+        "run": (("layer", "index", "target"), np.full(shape, run), "name", "the run"),
+        "accuracy": (("layer", "index", "target"), accuracy, "fraction", "accuracy"),
+        "control_accuracy": (("layer", "index", "target"), np.where(of_entropy, np.nan, control), "fraction", "shuffled labels"),
+        "selectivity": (("layer", "index", "target"), found - control, "fraction", "accuracy minus control"),
+        "r2": (("layer", "index", "target"), r2, "R^2", "ridge"),
+        "control_r2": (("layer", "index", "target"), np.where(of_entropy, -0.01, control * np.nan), "R^2", "ridge on shuffled values"),
+        "chance": (("layer", "index", "target"), np.where(of_entropy, np.nan, control + 1 / 17 - 0.058), "fraction", "chance"),
+        "ceiling": (("layer", "index", "target"), np.where(of_entropy, np.nan, control + 0.472), "fraction", "exact answer"),
+    }
+    bounds(variables, ["accuracy", "selectivity", "r2"], 0.03)
+    data = dataset(
+        {"layer": np.arange(layers), "index": at, "target": np.array(targets)}, variables, run=run, horizon=5, start=0, modulus=17
+    )
+    summary = {"run": run, "site": "resid_post", "n_test": 1000, "token_accuracy_5": 0.53, "token_accuracy_6": 0.2}
+    summary["finding"] = f"Behind the wall the next token is mostly gone for a linear probe of {run}: 0.200, exact answer 0.530."
+    return Result("probe", data, ("layer", "index", "target"), summary, manifest(run))
+
+
 def plugin(kind: str = "echo", text: str = ATTACK) -> Result:
     """A kind nobody made an exhibit for, hostile in every string."""
     variables: dict[str, Any] = {"word": (("row",), np.array(HOSTILE), "text", text), "size": (("row",), np.arange(8) / 3, "1", "size")}

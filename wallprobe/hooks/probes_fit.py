@@ -15,7 +15,7 @@ TOLERANCE = 3e-4  # of the gradient; leaves the loss within about 1e-5 nats of i
 MEMORY = 4  # pairs of steps and gradient changes that L-BFGS keeps
 ARMIJO = 1e-4
 SHRINK = 0.9  # share of cells still moving below which the others leave the batch
-FLAT = 1e-12  # variance, as a share of the cell's mean, below which a feature is constant
+FLAT = 8.0  # spread, in roundings of the mean, up to which a feature is constant
 
 Weights = Float[Tensor, "cell problem class weight"]  # in the principal axes, the last one the intercept
 
@@ -68,8 +68,8 @@ def features(x: Float[Tensor, "cell row feature"], train: int, validation: int) 
     mean = x[:, :train].mean(1, keepdim=True)
     centred = x - mean
     spread = torch.stack([rows.double().square().mean(0, keepdim=True) for rows in centred[:, :train]])
-    floor = FLAT * (spread + mean.double().square()).mean(2, keepdim=True)
-    scale = torch.where(spread <= floor, 0.0, spread.rsqrt())
+    rounding = FLAT * torch.finfo(x.dtype).eps * mean.double().abs()
+    scale = torch.where(spread <= rounding.square(), 0.0, spread.rsqrt())
     centred *= scale.to(x.dtype)
     # In fp64, a cell at a time: the smallest eigenvalues are what the ridge divides by.
     gram = torch.stack([rows.T @ rows for rows in (part.double() for part in centred[:, :train])]) / train

@@ -19,6 +19,7 @@ WORDS = {
     "entropy": "the entropy of the next token",
 }
 CELL = 26  # pixels a layer
+NOTHING = 0.01  # selectivity below which a cell is grey
 SHORT = 12  # indices up to which the cells carry their figures
 
 
@@ -101,13 +102,9 @@ def _map(result: Result, target: str, name: str) -> Spec:
     }
     if len(indices) <= SHORT:
         heat |= {"text": [[charts.chance(value) for value in row] for row in cells.tolist()], "texttemplate": "%{text}"}
-    colors: Spec = {"colorscale": f"@anchored:{floor:.6f}" if floor else "@ramp", "cmin": 0, "cmax": 1}
     ticks = [floor, 0.5, 1.0] if 0 < floor < 0.4 else [0.0, 0.5, 1.0]
-    colors["colorbar"] = {
-        "tickvals": ticks,
-        "ticktext": [f"{tick:.3f}" if tick == floor else f"{tick:g}" for tick in ticks],
-        "thickness": 12,
-    }
+    bar = {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks], "thickness": 12}
+    colors: Spec = {"colorscale": f"@anchored:{max(floor, NOTHING):.6f}", "cmin": 0, "cmax": 1, "colorbar": bar}
     layout: Spec = {
         "xaxis": charts.axis("index", showgrid=False, zeroline=False, dtick=1 if len(indices) <= 20 else None),
         "yaxis": charts.axis("layer", showgrid=False, zeroline=False, tickvals=layers),
@@ -146,8 +143,8 @@ def _lines(result: Result, run: str) -> Figure:
         frames.append(Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),), WORDS.get(target, target)))
     title = f"Layer {layer} against the exact answer and against shuffled labels"
     tested = result.summary.get("n_test")
-    caption = f"Band: 95 % bootstrap interval over {f'{tested:,}' if isinstance(tested, int) else 'the'} test sequences; a and b over the programs among them."
-    caption += " The exact answer knows what the prefix tells and no more."
+    count = f"{tested:,} test sequences" if isinstance(tested, int) else "test sequences"
+    caption = f"Band: 95 % bootstrap interval over {count}; a and b over the programs among them. The exact answer knows the same prefix."
     return Figure(title, tuple(frames), f"{title}. {_told(last, targets(result))}", caption, stepper="target")
 
 
