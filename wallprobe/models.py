@@ -148,11 +148,13 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
 
     Args:
         shape: `n_layers`, `d_model`, `n_heads`, `n_ctx`, `vocabulary`.
-        state: parameters by HookedTransformer name. Keys under `head.` (a training's scalar head) are left out.
+        state: parameters by HookedTransformer name. Those under `temperature.` and `blocks.L.attn.gate.` (endogenous conditions) become
+            part of the model, so that it computes what was trained. Those under `head.` (a training's scalar head, which only reads)
+            are left out.
         device: torch device.
 
     Raises:
-        CheckpointError: if the parameters do not fit the shape.
+        CheckpointError: if the parameters do not fit the shape, or if there are others than these.
     """
     with _quiet():
         from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -172,6 +174,7 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
         )
         model: nn.Module = HookedTransformer(config)
     wanted = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    _add_endogenous(model, shape, wanted)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     wrong = sorted(name for name in expected.keys() | wanted.keys() if expected.get(name) != getattr(wanted.get(name), "shape", None))
     if wrong:
@@ -180,6 +183,56 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
         for name, parameter in model.named_parameters():
             parameter.copy_(wanted[name])
     return model.eval()
+
+
+def _add_endogenous(model: Any, shape: Mapping[str, int], state: Mapping[str, Tensor]) -> None:
+    """Give the model the mechanisms whose parameters are in the state. They act from outside the hooks that instruments use."""
+    if any(name.startswith("temperature.") for name in state):
+        model.temperature = _Temperature(shape["d_model"]).to(model.cfg.device)
+        model.unembed.register_forward_hook(lambda _, given, logits: logits / model.temperature(given[0])[..., None])
+    if any(".attn.gate." in name for name in state):
+        for block in model.blocks:
+            block.attn.gate = _Gate(shape["d_model"], shape["n_heads"]).to(model.cfg.device)
+            block.attn.gate.attach(block.attn, model.pos_embed)
+
+
+class _Temperature(nn.Module):
+    """What the logits are divided by: softplus of a small MLP on the normalised final residual, at least 0.01."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        hidden = max(1, d_model // 4)
+        self.W_in, self.b_in = nn.Parameter(torch.zeros(d_model, hidden)), nn.Parameter(torch.zeros(hidden))
+        self.W_out, self.b_out = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, normed: Tensor) -> Tensor:
+        """The temperature at each index."""
+        hidden = nn.functional.gelu(normed @ self.W_in + self.b_in)
+        return nn.functional.softplus(hidden @ self.W_out + self.b_out).clamp(min=0.01)
+
+
+class _Gate(nn.Module):
+    """Scales, for each head and index, what the position embedding adds to that head's query and key."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.W, self.b = nn.Parameter(torch.zeros(d_model, n_heads)), nn.Parameter(torch.zeros(n_heads))
+
+    def attach(self, attention: Any, positions: Any) -> None:
+        """Let it act on an attention module: on what `hook_q` and `hook_k` are given, before any hook an instrument puts there."""
+        now: dict[str, Tensor] = {}
+
+        def read(_: nn.Module, __: tuple[Any, ...], named: dict[str, Any]) -> None:
+            given, past = named["query_input"], named.get("past_kv_cache_entry")
+            start = 0 if past is None else past.past_keys.shape[1]
+            now["opened"] = (given @ self.W + self.b).sigmoid()[..., None]
+            now["placed"] = positions.W_pos[start : start + given.shape[1]]
+
+        attention.register_forward_pre_hook(read, with_kwargs=True)
+        for hook, name in ((attention.hook_q, "W_Q"), (attention.hook_k, "W_K")):
+            hook.register_forward_hook(
+                lambda _, __, value, name=name: value + now["opened"] * torch.einsum("id,hdk->ihk", now["placed"], getattr(attention, name))
+            )
 
 
 def load_run(run: runs.Run, device: str = "cpu") -> Loaded:

@@ -12,10 +12,13 @@ import time
 import pytest
 import torch
 
-from wallprobe import runs, storage
+from wallprobe import models, runs, storage
 from wallprobe.errors import CheckpointError, ConfigError, DivergedError, StoreError
-from wallprobe.training import loop
-from wallprobe.training.conditions import get_condition
+from wallprobe.rng import generator
+from wallprobe.tasks.recurrence import RecurrenceTask
+from wallprobe.training import lean, loop
+from wallprobe.training.conditions import Condition, get_condition
+from wallprobe.training.evaluate import evaluate
 from wallprobe.training.recipes import Recipe
 
 TINY = Recipe(
@@ -33,8 +36,12 @@ TINY = Recipe(
 )
 
 
-def job(name="c1", **changes):
-    return loop.Job(get_condition(name), dataclasses.replace(TINY, **changes))
+BOTH = Condition("both", "none", "none", endogenous=("temperature", "gate"), summary="a temperature and gates at once")
+
+
+def job(name="c1", teacher=None, **changes):
+    condition = BOTH if name == "both" else get_condition(name)
+    return loop.Job(condition, dataclasses.replace(TINY, **changes), teacher=teacher)
 
 
 def test_the_same_training_twice_gives_the_same_bytes(tmp_path):
@@ -46,9 +53,9 @@ def test_the_same_training_twice_gives_the_same_bytes(tmp_path):
     assert sorted(path.name for path in first.path.iterdir()) == ["manifest.json", "weights.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["p3", "p6"])
+@pytest.mark.parametrize("name", ["p3", "p6", "entropy-random", "self-entropy", "self-perturbation", "pulse", "both"])
 def test_an_interrupted_training_resumes_to_the_same_bytes(tmp_path, name):
-    """Also for signals that draw random numbers, and with dropout."""
+    """Also for signals that draw random numbers or come and go, for mechanisms, and with dropout."""
     whole = loop.train(job(name, dropout=0.1), tmp_path / "whole")
 
     class Stop(Exception):
@@ -166,6 +173,70 @@ def test_distillation_uses_the_trained_teacher(tmp_path):
     assert run.manifest["config"]["condition"]["teacher"] == "c3"
     with pytest.raises(ConfigError, match="same preset"):
         loop.train(job("c4", d_model=32), tmp_path, force=True)
+
+
+def test_any_run_of_the_same_task_can_teach(tmp_path):
+    """By name, by name and seed, or by folder; of another width and depth, and with its own mechanisms."""
+    wide = loop.train(job("both", d_model=32, n_layers=3, steps=3), tmp_path)
+    by_name, by_folder = (loop.load_teacher(job("c4", teacher=given), tmp_path) for given in ("both@42", str(wide.path)))
+    assert by_name.name == by_folder.name == "both"
+    assert by_name.shape == lean.Shape(3, 32, 2, 16, 17)
+    assert {"gate_w", "temperature_in_w"} <= by_name.params.keys()
+    run = loop.train(job("c4", teacher="both@42", steps=3), tmp_path)
+    assert run.manifest["config"]["teacher"] == "both@42"
+    assert run.manifest["teacher"] == {"name": "both", "weight_hash": wide.manifest["weight_hash"]}
+    with pytest.raises(CheckpointError, match="teacher both@42 there, None asked"):
+        loop.train(job("c4", steps=3), tmp_path)
+
+
+def test_a_teacher_that_cannot_teach_is_one_clear_line(tmp_path):
+    with pytest.raises(ConfigError, match="condition c4 learns from run c3@7, which is not there; train it first: wallprobe train c3@7"):
+        loop.train(job("c4", teacher="c3@7"), tmp_path)
+    with pytest.raises(ConfigError, match="condition c1 learns from no teacher, but c3 was given; teachers are for c4"):
+        loop.train(job("c1", teacher="c3"), tmp_path)
+    loop.train(dataclasses.replace(job("c3", steps=1), task=RecurrenceTask(modulus=5)), tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"teacher c3 knows 5 tokens and 16 indices, this training has 17 and 16; give a teacher of the same"
+    ):
+        loop.train(job("c4", teacher="c3"), tmp_path)
+    assert not list(tmp_path.glob("c[14]@42/*"))
+
+
+def test_a_teacher_that_was_trained_again_ends_what_it_began(tmp_path):
+    loop.train(job("c3", steps=2), tmp_path)
+    trainer = loop.Trainer(job("c4"), tmp_path / "c4@42", teacher=loop.load_teacher(job("c4"), tmp_path))
+    trainer.save()
+    loop.train(job("c3", steps=4), tmp_path, force=True)
+    with pytest.raises(CheckpointError, match="learnt from another teacher than run c3 is now; start again with --force"):
+        loop.train(job("c4"), tmp_path)
+
+
+def test_what_an_endogenous_condition_learnt_is_there_when_it_is_loaded(tmp_path):
+    run = loop.train(job("both", adam_lr=0.05), tmp_path)
+    params = lean.from_hooked(run.tensors(), job("both").shape)
+    loaded = models.load("both", root=tmp_path)
+    tokens = job().task.sample(64, generator("tokens")).tokens
+    logits, plain = (lean.forward(given, tokens, job("both").shape)[0] for given in (params, {name: params[name] for name in lean.NAMES}))
+    assert (loaded.model(tokens) - logits).abs().max().item() < 1e-5
+    assert (plain - logits).abs().max().item() > 1e-3
+    table = evaluate(run, sequences=64).data
+    entropy = -(logits[:, :-1].softmax(-1) * logits[:, :-1].log_softmax(-1)).sum(-1).mean(0) / torch.tensor(2.0).log()
+    assert table["entropy_model"].shape == entropy.shape == (15,)
+    assert run.manifest["parameters"] == sum(tensor.numel() for tensor in params.values())
+
+
+def test_a_schedule_logs_the_signal_and_the_wall_also_while_it_is_off(tmp_path):
+    run = loop.train(job("removed-1-3", steps=150), tmp_path)
+    assert [entry["step"] for entry in run.manifest["log"]] == [50, 100, 150]
+    for entry in run.manifest["log"]:
+        assert entry.keys() == {"step", "cross_entropy", "signal", "trained_mae", "untrained_mae"}
+        assert min(entry.values()) > 0
+    last = loop.Trainer(job("removed-1-3", steps=150), tmp_path)
+    last.params = lean.from_hooked(run.tensors(), last.job.shape)
+    assert last.wall() == pytest.approx({key: run.manifest["log"][-1][key] for key in ("trained_mae", "untrained_mae")}, abs=1e-6)
+    assert last.wall() == pytest.approx(
+        {key: evaluate(run).summary[key] for key in ("trained_mae", "untrained_mae")}, rel=0.2
+    )  # other sequences, the same figures
 
 
 def test_training_lowers_the_supervised_loss_and_writes_a_full_manifest(tmp_path):

@@ -4,7 +4,8 @@ Tests hold its logits to the HookedTransformer's (max abs difference 1e-5 in fp3
 matrices of one shape in one batched call. Weights leave this room only as a HookedTransformer state dict.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from wallprobe.errors import CheckpointError
 from wallprobe.rng import generator
+from wallprobe.training.signals import NUDGE
 
 Params = dict[str, Tensor]
 
@@ -41,6 +44,18 @@ NAMES: dict[str, tuple[str, bool]] = {
     "W_U": ("unembed.W_U", False),
     "b_U": ("unembed.b_U", False),
 }
+# What some conditions add: a scalar head beside the network (no part of the forward pass), and the endogenous mechanisms (part of it).
+ADDED: dict[str, tuple[str, bool]] = {
+    "head_w": ("head.w", False),
+    "head_b": ("head.b", False),
+    "temperature_in_w": ("temperature.W_in", False),
+    "temperature_in_b": ("temperature.b_in", False),
+    "temperature_out_w": ("temperature.W_out", False),
+    "temperature_out_b": ("temperature.b_out", False),
+    "gate_w": ("attn.gate.W", True),
+    "gate_b": ("attn.gate.b", True),
+}
+COLDEST = 0.01  # the temperature head's floor
 BLOCK_NAMES = ("W_O", "b_O", "ln1_w", "ln1_b", "ln2_w", "ln2_b", "W_in", "b_in", "W_out", "b_out")
 MATRICES = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out")
 
@@ -105,18 +120,57 @@ def init_params(shape: Shape, seed: int, embedding_std: float = 1.0) -> Params:
     }
 
 
+def init_endogenous(shape: Shape, seed: int, mechanisms: Sequence[str]) -> Params:
+    """Fresh parameters of the mechanisms a condition adds to the network, from the seed alone; `init_params` stays as it is.
+
+    The temperature starts at exactly 1, the gates at 0.80 whatever the input.
+
+    Args:
+        shape: the sizes.
+        seed: of the run.
+        mechanisms: of "temperature" (d_model -> d_model / 4 -> GELU -> softplus of a scalar, which divides the logits) and "gate"
+            (for each layer, head and index a sigmoid, which scales what the position embedding adds to query and key).
+    """
+    params: Params = {}
+    if "temperature" in mechanisms:
+        hidden = max(1, shape.d_model // 4)
+        rng = generator(seed, "init temperature")
+        params["temperature_in_w"] = torch.randn(shape.d_model, hidden, generator=rng) * shape.d_model**-0.5
+        params["temperature_in_b"] = torch.zeros(hidden)
+        params["temperature_out_w"] = torch.zeros(hidden)
+        params["temperature_out_b"] = torch.tensor(math.log(math.e - 1.0))
+    if "gate" in mechanisms:
+        params["gate_w"] = torch.zeros(shape.n_layers, shape.d_model, shape.n_heads)
+        params["gate_b"] = torch.full((shape.n_layers, shape.n_heads), 1.4)
+    return params
+
+
+def temperature(params: Params, normed: Float[Tensor, "batch index d_model"]) -> Float[Tensor, "batch index"]:
+    """The temperature head's reading of the normalised final residual."""
+    hidden = F.gelu(normed @ params["temperature_in_w"] + params["temperature_in_b"])
+    # No matrix product for the one output: bf16 would leave a temperature three digits.
+    scalar = (hidden.to(params["temperature_out_w"].dtype) * params["temperature_out_w"]).sum(-1) + params["temperature_out_b"]
+    return F.softplus(scalar).clamp(min=COLDEST)
+
+
 def forward(
-    params: Params, tokens: Int[Tensor, "batch index"], shape: Shape, dropout: float = 0.0
+    params: Params,
+    tokens: Int[Tensor, "batch index"],
+    shape: Shape,
+    dropout: float = 0.0,
+    nudge: Float[Tensor, "batch index d_model"] | None = None,
 ) -> tuple[Float[Tensor, "batch index vocab"], Float[Tensor, "batch index d_model"]]:
     """Logits and the final residual stream (`hook_resid_post` of the last layer).
 
-    Pre-LN, causal, exact GELU, learned positions: the HookedTransformer that `models.build` makes of the same shape.
+    Pre-LN, causal, exact GELU, learned positions: the HookedTransformer that `models.build` makes of the same parameters. A learned
+    temperature or forget gates act where their parameters are there (seed 000's follow-ups; see `init_endogenous`).
 
     Args:
-        params: stacked parameters as of `init_params`.
+        params: stacked parameters as of `init_params`, with or without those of `init_endogenous`.
         tokens: int64 token ids, at most `shape.n_ctx` a sequence.
         shape: the sizes.
         dropout: probability after the embedding and after each sub-layer; 0 leaves the pass deterministic.
+        nudge: unit vectors added to the residual stream before block n_layers // 2, each `NUDGE` times as long as what it is added to.
     """
     batch, length = tokens.shape
     d, heads = shape.d_model, shape.n_heads
@@ -133,18 +187,30 @@ def forward(
     layers = zip(
         qkv_weight.unbind(0), qkv_bias.unbind(0), *(params[name].unbind(0) for name in BLOCK_NAMES), strict=True
     )  # fmt: skip
+    gates = list(zip(params["gate_w"], params["gate_b"], strict=True)) if "gate_w" in params else [None] * shape.n_layers
     # Written out: on CPU the fused kernel's backward in bf16 takes four times as long at these lengths.
     mask = torch.full((length, length), -torch.inf, device=tokens.device).triu(1)
     residual = drop(F.embedding(tokens, params["W_E"]) + params["W_pos"][:length])
-    for qkv_w, qkv_b, out_w, out_b, ln1_w, ln1_b, ln2_w, ln2_b, in_w, in_b, down_w, down_b in layers:
-        qkv = norm(residual, ln1_w, ln1_b) @ qkv_w + qkv_b
+    for layer, (weights, gate) in enumerate(zip(layers, gates, strict=True)):
+        qkv_w, qkv_b, out_w, out_b, ln1_w, ln1_b, ln2_w, ln2_b, in_w, in_b, down_w, down_b = weights
+        if nudge is not None and layer == shape.n_layers // 2:
+            residual = residual + NUDGE * residual.norm(dim=-1, keepdim=True) * nudge
+        given = norm(residual, ln1_w, ln1_b)
+        qkv = given @ qkv_w + qkv_b
         query, key, value = qkv.view(batch, length, 3, heads, shape.d_head).permute(2, 0, 3, 1, 4).unbind(0)
+        if gate is not None:
+            opened = (given @ gate[0] + gate[1]).sigmoid().mT[..., None]
+            placed = (params["W_pos"][:length] @ qkv_w[:, : 2 * d]).view(length, 2, heads, shape.d_head).permute(1, 2, 0, 3)
+            query, key = query + opened * placed[0], key + opened * placed[1]
         scores = query @ key.mT * shape.d_head**-0.5
         mixed = (scores + mask).softmax(dim=-1).to(value.dtype) @ value
         residual = residual + drop(mixed.transpose(1, 2).reshape(batch, length, d) @ out_w + out_b)
         hidden = F.gelu(norm(residual, ln2_w, ln2_b) @ in_w + in_b)
         residual = residual + drop(hidden @ down_w + down_b)
-    logits = norm(residual, params["ln_w"], params["ln_b"]) @ params["W_U"] + params["b_U"]
+    normed = norm(residual, params["ln_w"], params["ln_b"])
+    logits = normed @ params["W_U"] + params["b_U"]
+    if "temperature_in_w" in params:
+        logits = logits / temperature(params, normed)[..., None]
     return logits, residual
 
 
@@ -152,7 +218,7 @@ def to_hooked(params: Params, shape: Shape) -> dict[str, Tensor]:
     """The stacked parameters as a HookedTransformer state dict (attention matrices split by head)."""
     heads, width, d = shape.n_heads, shape.d_head, shape.d_model
     state: dict[str, Tensor] = {}
-    for name, (hooked, per_layer) in NAMES.items():
+    for name, (hooked, per_layer) in (NAMES | {name: ADDED[name] for name in ADDED if name in params}).items():
         if not per_layer:
             state[hooked] = params[name]
             continue
@@ -168,14 +234,25 @@ def to_hooked(params: Params, shape: Shape) -> dict[str, Tensor]:
 
 
 def from_hooked(state: Mapping[str, Tensor], shape: Shape) -> Params:
-    """The inverse of `to_hooked`."""
+    """The inverse of `to_hooked`.
+
+    Raises:
+        CheckpointError: if a parameter is missing or unknown here, so that none is dropped silently.
+    """
     d = shape.d_model
     params: Params = {}
-    for name, (hooked, per_layer) in NAMES.items():
+    left = dict(state)
+    kinds = {name.partition("_")[0] for name, (hooked, _) in ADDED.items() if any(place.endswith(hooked) for place in state)}
+    added = {name: place for name, place in ADDED.items() if name.partition("_")[0] in kinds}
+    for name, (hooked, per_layer) in (NAMES | added).items():
+        places = [f"blocks.{layer}.{hooked}" for layer in range(shape.n_layers)] if per_layer else [hooked]
+        missing = [place for place in places if place not in left]
+        if missing:
+            raise CheckpointError(f"the weights lack {', '.join(missing[:4])}; retrain the run")
+        layers = [left.pop(place) for place in places]
         if not per_layer:
-            params[name] = state[hooked].clone()
+            params[name] = layers[0].clone()
             continue
-        layers = [state[f"blocks.{layer}.{hooked}"] for layer in range(shape.n_layers)]
         if name in ("W_Q", "W_K", "W_V"):
             layers = [tensor.transpose(0, 1).reshape(d, d) for tensor in layers]
         elif name == "W_O":
@@ -183,4 +260,6 @@ def from_hooked(state: Mapping[str, Tensor], shape: Shape) -> Params:
         elif name in ("b_Q", "b_K", "b_V"):
             layers = [tensor.reshape(d) for tensor in layers]
         params[name] = torch.stack(layers)
+    if left:
+        raise CheckpointError(f"the weights hold {', '.join(sorted(left)[:4])}, which this version does not know; update wallprobe")
     return params

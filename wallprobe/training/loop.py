@@ -9,31 +9,34 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from wallprobe import runs
-from wallprobe.errors import CheckpointError, ConfigError, DivergedError, WallprobeError
+from wallprobe.errors import CheckpointError, ConfigError, DivergedError, UnknownNameError
 from wallprobe.manifest import Stopwatch, provenance, source_commit
 from wallprobe.rng import derive_seed, generator
 from wallprobe.storage import ensure_directory, exclusive, sha256_file, write_atomic, write_json
 from wallprobe.tasks.recurrence import RecurrenceTask
 from wallprobe.tasks.task import Posterior, Task
 from wallprobe.training import lean, optim
-from wallprobe.training.conditions import Condition
+from wallprobe.training.conditions import Condition, Schedule
 from wallprobe.training.recipes import Recipe
-from wallprobe.training.signals import ROUTES, SCALAR_ROUTES, SIGNALS, Output, StepData
+from wallprobe.training.signals import INTROSPECTIVE, ROUTES, SCALAR_ROUTES, SIGNALS, Output, StepData, entropy_bits
 
 CHECKPOINT = "checkpoint.safetensors"
 DRAW = 64  # steps whose data are drawn in one go
 LOG_EVERY = 50
+CURVE_POINTS = 30  # of a scheduled run's error at supervised and other positions
+CURVE_SEQUENCES = 512
 
 
 class StopTraining(Exception):  # noqa: N818
@@ -52,12 +55,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides a run's bytes, besides machine and library versions."""
+    """Everything that decides a run's bytes, besides machine and library versions.
+
+    Attributes:
+        condition: what is trained.
+        recipe: how.
+        seed: of data, initialisation and every other draw.
+        task: what the sequences are.
+        teacher: run name (any seed, width or depth) or run folder to learn from instead of the condition's own teacher.
+    """
 
     condition: Condition
     recipe: Recipe
     seed: int = runs.DEFAULT_SEED
     task: Task = field(default_factory=RecurrenceTask)
+    teacher: str | None = None
 
     @property
     def name(self) -> runs.RunName:
@@ -79,105 +91,212 @@ class Job:
         """Plain JSON: what a checkpoint must agree with to be resumed. How often it is saved changes nothing."""
         recipe = {key: value for key, value in self.recipe.config().items() if key != "checkpoint_every"}
         config = {"condition": self.condition.config(), "recipe": recipe, "seed": self.seed, "task": self.task.config()}
+        if self.teacher is not None:
+            config["teacher"] = self.teacher
         return dict(json.loads(json.dumps(config)))
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen network to learn from.
+
+    Attributes:
+        name: its run's name, or "untrained".
+        params: its parameters.
+        shape: its sizes.
+        weight_hash: SHA-256 of its run's weights; None for "untrained", which the seed alone decides.
+    """
+
+    name: str
+    params: lean.Params
+    shape: lean.Shape
+    weight_hash: str | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Data of consecutive steps, one after the other.
+
+    Attributes:
+        tokens: the sequences.
+        label: 1.0 for programs, 0.0 for noise.
+        posterior: the exact Bayesian answer, where a signal or a draw needs it.
+        next_tokens: share of each token among the continuations drawn at each supervised prefix, where the recipe draws several.
+    """
+
+    tokens: Int[Tensor, "sequence index"]
+    label: Float[Tensor, " sequence"]
+    posterior: Posterior | None
+    next_tokens: Float[Tensor, "sequence position vocab"] | None
+
+
+def draw_continuations(
+    predictive: Float[Tensor, "sequence position vocab"], number: int, draws: torch.Generator
+) -> Float[Tensor, "sequence position vocab"]:
+    """Shares of the tokens among `number` next tokens drawn at each prefix.
+
+    `predictive` is the exact probability, under the task, of each next token given the prefix: drawing from it is drawing that many
+    sequences that begin with this prefix and looking at their next token. The mean loss over them has the expectation of the loss
+    on one, and less variance.
+    """
+    drawn = torch.multinomial(predictive.flatten(0, 1), number, replacement=True, generator=draws)
+    shares = torch.zeros(predictive.flatten(0, 1).shape).scatter_add_(1, drawn, torch.full(drawn.shape, 1.0 / number))
+    return shares.view(predictive.shape)
 
 
 class Trainer:
     """The state of one training. `step()` advances it; `save()` and `resume()` carry it across processes."""
 
-    def __init__(self, job: Job, folder: Path, device: str = "cpu", compile: bool = False, teacher: lean.Params | None = None) -> None:
+    def __init__(self, job: Job, folder: Path, device: str = "cpu", compile: bool = False, teacher: Teacher | None = None) -> None:
         self.job, self.folder, self.device, self.compiled = job, folder, device, compile
         self.step_number, self.seconds, self.log = 0, 0.0, list[dict[str, float]]()
         recipe, condition = job.recipe, job.condition
-        self.params = {name: tensor.to(device) for name, tensor in lean.init_params(job.shape, job.seed, recipe.embedding_std).items()}
+        fresh = lean.init_params(job.shape, job.seed, recipe.embedding_std)
+        fresh |= lean.init_endogenous(job.shape, job.seed, condition.endogenous)
         if condition.route in SCALAR_ROUTES:
-            self.params |= {"head_w": torch.zeros(recipe.d_model, device=device), "head_b": torch.zeros((), device=device)}
+            fresh |= {"head_w": torch.zeros(recipe.d_model), "head_b": torch.zeros(())}
+        self.params = {name: tensor.to(device) for name, tensor in fresh.items()}
         self.settings = optim.OptimSettings(recipe.muon_lr, recipe.adam_lr, recipe.weight_decay, clip=recipe.clip)
         self.moments = optim.init_state(self.params, self.settings)
-        self.teacher = None if teacher is None else {name: tensor.to(device) for name, tensor in teacher.items()}
-        if condition.teacher == "untrained":
-            fresh = lean.init_params(job.shape, derive_seed(job.seed, "untrained teacher"), recipe.embedding_std)
-            self.teacher = {name: tensor.to(device) for name, tensor in fresh.items()}
-        if condition.signal == "teacher" and self.teacher is None:
+        if teacher is None and condition.teacher == "untrained":
+            untrained = lean.init_params(job.shape, derive_seed(job.seed, "untrained teacher"), recipe.embedding_std)
+            teacher = Teacher("untrained", untrained, job.shape)
+        if condition.signal == "teacher" and teacher is None:
             raise ConfigError(f"condition {condition.name} needs a teacher: give the parameters of a trained {condition.teacher}")
+        self.teacher = teacher
+        self._teacher_params = {} if teacher is None else {name: tensor.to(device) for name, tensor in teacher.params.items()}
         mask = condition.position_mask(job.task.length, job.horizon)
         self.mask = torch.tensor(mask, dtype=torch.float32, device=device)
         usual = recipe.teacher_weight if condition.signal == "teacher" else recipe.signal_weight
         self.weight = usual if condition.weight is None else condition.weight
         self._losses: Callable[..., tuple[Tensor, Tensor]] = self._eager_losses
-        self._orthogonalise = optim.orthogonalise
+        self._update = optim.update
         if compile:
-            self._losses = torch.compile(self._eager_losses)
-            self._orthogonalise = torch.compile(optim.orthogonalise)
-        self._drawn: tuple[int, tuple[Tensor, Tensor, Posterior | None]] | None = None
+            # What this process compiled before must decide neither speed nor bytes: other lengths would make sizes symbolic, and
+            # after eight trainings torch would silently compile no more.
+            torch.compiler.reset()
+            self._losses = torch.compile(self._eager_losses, dynamic=False)
+            self._update = torch.compile(optim.update, dynamic=False)
+        self._drawn: tuple[int, Block] | None = None
 
-    def _draw(self, block: int) -> tuple[Tensor, Tensor, Posterior | None]:
+    def _draw(self, block: int) -> "Block":
         """Data of `DRAW` consecutive steps, on the device."""
         if self._drawn is None or self._drawn[0] != block:
             job = self.job
-            drawn = job.task.sample(DRAW * job.recipe.batch, generator(job.seed, "data", block))
+            draws = generator(job.seed, "data", block)
+            drawn = job.task.sample(DRAW * job.recipe.batch, draws)
             tokens = drawn.tokens.to(self.device)
-            posterior = job.task.posterior(tokens, torch.float32) if job.condition.needs_full_length else None
-            self._drawn = (block, (tokens, drawn.is_program.to(self.device, torch.float32), posterior))
+            posterior = next_tokens = None
+            if job.condition.needs_full_length or job.recipe.continuations > 1:
+                posterior = job.task.posterior(tokens, torch.float32)
+            if job.recipe.continuations > 1:
+                assert posterior is not None
+                predictive = posterior.predictive[:, job.task.start : job.horizon].cpu()
+                next_tokens = draw_continuations(predictive, job.recipe.continuations, draws).to(self.device)
+            self._drawn = (block, Block(tokens, drawn.is_program.to(self.device, torch.float32), posterior, next_tokens))
         return self._drawn[1]
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """This step's tokens (cut to the supervised prefix where the loss looks no further) and its signal's target."""
+    def _batch(self, whole: bool = True) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """This step's tokens, its signal's target and the drawn continuations; only the supervised prefix, and no target, where the
+        loss looks no further."""
         job = self.job
-        tokens, label, posterior = self._draw(self.step_number // DRAW)
+        block = self._draw(self.step_number // DRAW)
+        tokens, label, posterior = block.tokens, block.label, block.posterior
         start = (self.step_number % DRAW) * job.recipe.batch
         rows = slice(start, start + job.recipe.batch)
-        if posterior is None:
-            return tokens[rows, : job.horizon + 1], torch.zeros(())
-        part = Posterior(*(getattr(posterior, name)[rows] for name in ("predictive", "program_weight", "forced", "entropy", "best")))
+        next_tokens = None if block.next_tokens is None else block.next_tokens[rows]
+        if posterior is None or not whole or not job.condition.needs_full_length:
+            return tokens[rows, : job.horizon + 1], None, next_tokens
+        part = Posterior(**{entry.name: getattr(posterior, entry.name)[rows] for entry in fields(posterior)})
         logits = None
         if self.teacher is not None:
             with torch.no_grad():
-                logits = lean.forward(self.teacher, tokens[rows, :-1], job.shape)[0]
-        data = StepData(tokens[rows], label[rows], part, logits, generator(job.seed, "signal", self.step_number))
-        return tokens[rows], SIGNALS[job.condition.signal](data)
+                logits = lean.forward(self._teacher_params, tokens[rows, :-1], self.teacher.shape)[0]
+        draws = generator(job.seed, "signal", self.step_number)
+        data = StepData(tokens[rows], label[rows], part, logits, draws, job.condition.constant, job.recipe.d_model)
+        return tokens[rows], SIGNALS[job.condition.signal](data), next_tokens
 
-    def _eager_losses(self, params: lean.Params, tokens: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Supervised cross-entropy (nats) and the signal's loss, both means over their positions."""
+    def _eager_losses(
+        self, params: lean.Params, tokens: Tensor, target: Tensor | None, next_tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Supervised cross-entropy (nats) and the signal's loss, both means over their positions; without a target, no signal."""
         recipe, condition = self.job.recipe, self.job.condition
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits, residual = lean.forward(params, tokens[:, :-1], self.job.shape, recipe.dropout)
-        logits = logits.float()
+        logits, residual = self._forward(params, tokens, recipe.dropout)
         start, horizon = self.job.task.start, self.job.horizon
-        supervised = F.cross_entropy(logits[:, start:horizon].flatten(0, 1), tokens[:, start + 1 : horizon + 1].flatten())
-        if not condition.needs_full_length:
+        wanted = tokens[:, start + 1 : horizon + 1].flatten() if next_tokens is None else next_tokens.flatten(0, 1)
+        supervised = F.cross_entropy(logits[:, start:horizon].flatten(0, 1), wanted)
+        if target is None:
             return supervised, torch.zeros((), device=tokens.device)
-        head = None
+        head = plain = nudged = None
         if condition.route in SCALAR_ROUTES:
-            read = F.layer_norm(residual.float(), residual.shape[-1:], params["ln_w"], params["ln_b"], 1e-5)
+            read = F.layer_norm(residual, residual.shape[-1:], params["ln_w"], params["ln_b"], 1e-5)
             head = read @ params["head_w"] + params["head_b"]
-        loss = ROUTES[condition.route](Output(logits, residual.float(), head), target)
-        return supervised, (loss * self.mask).sum() / (self.mask.sum() * len(tokens))
+        if condition.signal == "self_perturbation":
+            frozen = {name: tensor.detach() for name, tensor in params.items()}
+            with torch.no_grad():
+                # Dropout would change the entropy more than the nudge does.
+                plain = logits.detach() if not recipe.dropout else self._forward(frozen, tokens)[0]
+                nudged = self._forward(frozen, tokens, nudge=target)[0]
+        output = Output(logits, residual, head, plain, nudged)
+        return supervised, self.signal_loss(output, target)
+
+    def _forward(self, params: lean.Params, tokens: Tensor, dropout: float = 0.0, nudge: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits and final residual for all tokens but the last, products in the recipe's precision, results in fp32."""
+        recipe = self.job.recipe
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            logits, residual = lean.forward(params, tokens[:, :-1], self.job.shape, dropout, nudge)
+        return logits.float(), residual.float()
+
+    def signal_loss(self, output: Output, target: Tensor) -> Tensor:
+        """Mean of the route's loss over the condition's positions; an introspective signal's target comes from the output itself."""
+        condition = self.job.condition
+        if condition.signal in INTROSPECTIVE:
+            target = INTROSPECTIVE[condition.signal](output)
+        loss = ROUTES[condition.route](output, target)
+        return (loss * self.mask).sum() / (self.mask.sum() * len(loss))
 
     def step(self) -> tuple[Tensor, Tensor]:
-        """One optimiser step; returns the two losses (supervised cross-entropy in nats, signal) before it."""
+        """One optimiser step; returns the two losses (supervised cross-entropy in nats, signal) before it.
+
+        While the condition's signal is off, the step runs on the supervised prefix alone. Attention is causal, so the gradient is the
+        same, to rounding. The signal's loss is then returned only where it is logged, and is 0 elsewhere.
+        """
         job = self.job
-        tokens, target = self._batch()
+        on = job.condition.is_on(self.step_number, job.recipe.steps)
+        tokens, target, next_tokens = self._batch(on)
         leaves = {name: tensor.detach().requires_grad_(True) for name, tensor in self.params.items()}
         with torch.random.fork_rng(enabled=job.recipe.dropout > 0):
             if job.recipe.dropout:
                 torch.manual_seed(derive_seed(job.seed, "dropout", self.step_number))
-            supervised, signal = self._losses(leaves, tokens, target)
-            factor = self.weight * job.condition.schedule.factor(self.step_number, job.recipe.steps)
-            total = supervised + factor * signal if factor else supervised
+            supervised, signal = self._losses(leaves, tokens, target, next_tokens)
+            total = supervised + self.weight * signal if on and self.weight else supervised
             grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+            if job.condition.needs_full_length and not on and is_logged(self.step_number + 1, job.recipe.steps):
+                with torch.no_grad():
+                    signal = self._eager_losses(self.params, *self._batch())[1]
         by_name = {name: torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in zip(leaves.items(), grads, strict=True)}
         with torch.no_grad():
             scale = job.recipe.factor(self.step_number)
-            optim.update(self.params, by_name, self.moments, self.step_number, scale, self.settings, self._orthogonalise)
+            rates = optim.Rates.at(self.step_number, scale, self.settings, self.mask.device)
+            self._update(self.params, by_name, self.moments, rates, self.settings)
         self.step_number += 1
         return supervised.detach(), signal.detach()
+
+    def wall(self) -> dict[str, float]:
+        """Mean |H(P) - H(Q)| in bits at supervised and at the other positions now, over the same fresh sequences each time."""
+        job, horizon = self.job, self.job.horizon
+        tokens = job.task.sample(CURVE_SEQUENCES, generator(job.seed, "curve")).tokens.to(self.device)
+        with torch.no_grad():
+            logits = lean.forward(self.params, tokens[:, :-1], job.shape)[0]
+        error = (entropy_bits(logits) - job.task.posterior(tokens, torch.float32).entropy).abs().mean(0)
+        return {"trained_mae": float(error[job.task.start : horizon].mean()), "untrained_mae": float(error[horizon:].mean())}
 
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
         tensors = {f"p.{name}": tensor for name, tensor in self.params.items()} | self.moments
         state = {"step": self.step_number, "seconds": self.seconds, "log": self.log, "config": self.job.config()}
+        if self.teacher is not None:
+            state["teacher"] = self.teacher.weight_hash
         cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_atomic(self.folder / CHECKPOINT, save(cpu, metadata={"state": json.dumps(state)}))
 
@@ -200,6 +319,10 @@ class Trainer:
             theirs = _differences(state["config"], self.job.config())
             raise CheckpointError(
                 f"checkpoint {path} belongs to another training ({theirs}); start again with --force or use another --runs folder"
+            )
+        if self.teacher is not None and state.get("teacher", self.teacher.weight_hash) != self.teacher.weight_hash:
+            raise CheckpointError(
+                f"checkpoint {path} learnt from another teacher than run {self.teacher.name} is now; start again with --force"
             )
         for name in self.params:
             self.params[name] = tensors[f"p.{name}"].to(self.device)
@@ -228,6 +351,18 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "")
         elif left != right:
             found.append(f"{prefix}{key} {left} there, {right} asked")
     return ", ".join(sorted(found))
+
+
+def is_logged(step: int, steps: int) -> bool:
+    """Are the losses logged after this many steps? Every `LOG_EVERY`, and at the end."""
+    return step % LOG_EVERY == 0 or step == steps
+
+
+def _on_curve(step: int, job: Job) -> bool:
+    """Is the wall measured after this many steps? About `CURVE_POINTS` times in a run whose signal comes or goes, else never."""
+    if job.condition.schedule == Schedule() or not is_logged(step, job.recipe.steps):
+        return False
+    return step == job.recipe.steps or step % (LOG_EVERY * max(1, job.recipe.steps // (CURVE_POINTS * LOG_EVERY))) == 0
 
 
 def train(
@@ -270,7 +405,7 @@ def train(
             ensure_directory(folder)
         elif (folder / runs.MANIFEST).exists():  # by whom we waited for
             return _finished(folder, job)
-        trainer = Trainer(job, folder, device, compile, _teacher_params(job, root))
+        trainer = Trainer(job, folder, device, compile, load_teacher(job, root))
         trainer.resume()
         try:
             _run_to_end(trainer, on_progress)
@@ -301,22 +436,37 @@ def _finished(folder: Path, job: Job) -> runs.Run:
     return run
 
 
-def _teacher_params(job: Job, root: Path | None) -> lean.Params | None:
-    teacher = job.condition.teacher
-    if teacher is None or teacher == "untrained":
+def load_teacher(job: Job, root: Path | None = None) -> Teacher | None:
+    """The run the job learns from; None if it learns from none, or from an untrained network.
+
+    Raises:
+        ConfigError: if that run is not there or cannot teach this job, or if a teacher is given to a condition without one.
+        CheckpointError: if it is damaged.
+    """
+    condition = job.condition
+    if job.teacher is not None and condition.signal != "teacher":
+        raise ConfigError(f"condition {condition.name} learns from no teacher, but {job.teacher} was given; teachers are for c4")
+    source = job.teacher or condition.teacher
+    if source is None or (source == "untrained" and job.teacher is None):
         return None
-    name = str(runs.RunName(teacher + job.task.suffix, job.seed))
+    name = source if job.teacher or "@" in source else str(runs.RunName(source + job.task.suffix, job.seed))
     try:
-        run = runs.find_run(name, root)
-    except WallprobeError as error:
+        run = runs.resolve_run(name, root)
+    except UnknownNameError as error:
         raise ConfigError(
-            f"condition {job.condition.name} learns from run {name}, which is not there; train it first: wallprobe train {name}"
+            f"condition {condition.name} learns from run {name}, which is not there; train it first: wallprobe train {name}"
         ) from error
-    if run.manifest["shape"] != asdict(job.shape):
+    shape = lean.Shape(**run.manifest["shape"])
+    if job.teacher is None and shape != job.shape:
         raise ConfigError(
             f"teacher {name} has shape {run.manifest['shape']}, this training {asdict(job.shape)}; train {name} with the same preset"
         )
-    return lean.from_hooked(run.tensors(), job.shape)
+    if shape.vocabulary != job.shape.vocabulary or shape.n_ctx < job.shape.n_ctx:
+        raise ConfigError(
+            f"teacher {name} knows {shape.vocabulary} tokens and {shape.n_ctx} indices, this training has {job.shape.vocabulary} and "
+            f"{job.shape.n_ctx}; give a teacher of the same task"
+        )
+    return Teacher(str(run.name), lean.from_hooked(run.tensors(), shape), shape, run.manifest["weight_hash"])
 
 
 def _run_to_end(trainer: Trainer, on_progress: Callable[[Progress], None] | None) -> None:
@@ -332,8 +482,9 @@ def _run_to_end(trainer: Trainer, on_progress: Callable[[Progress], None] | None
                     "the learning rate or the signal's weight (the last finite checkpoint is kept)"
                 )
             trainer.seconds = already + time.perf_counter() - started
-            if step % LOG_EVERY == 0 or step == recipe.steps:
-                trainer.log.append({"step": step, "cross_entropy": losses[0], "signal": losses[1]})
+            if is_logged(step, recipe.steps):
+                entry = {"step": step, "cross_entropy": losses[0], "signal": losses[1]}
+                trainer.log.append(entry | (trainer.wall() if _on_curve(step, trainer.job) else {}))
                 if on_progress is not None:
                     on_progress(Progress(step, recipe.steps, *losses))
         if step % recipe.checkpoint_every == 0 and step < recipe.steps:
@@ -344,7 +495,6 @@ def _finish(trainer: Trainer, root: Path | None) -> runs.Run:
     """Write weights, then the manifest that makes them a run, then drop the checkpoint."""
     job, folder = trainer.job, trainer.folder
     state = lean.to_hooked(trainer.params, job.shape)
-    state |= {name.replace("_", "."): trainer.params[name].detach().cpu() for name in ("head_w", "head_b") if name in trainer.params}
     write_atomic(folder / runs.WEIGHTS, save(state))
     manifest = provenance(
         config=job.config(),
@@ -368,6 +518,8 @@ def _finish(trainer: Trainer, root: Path | None) -> runs.Run:
         log=trainer.log,
     )
     manifest["wall_time_s"] = round(trainer.seconds, 1)
+    if trainer.teacher is not None:
+        manifest["teacher"] = {"name": trainer.teacher.name, "weight_hash": trainer.teacher.weight_hash}
     write_json(folder / runs.MANIFEST, manifest)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     for stale in folder.glob(".*.tmp"):  # what a kill -9 in the middle of a write left

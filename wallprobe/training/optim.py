@@ -4,7 +4,6 @@ is one safetensors file and a resumed run continues to the same bytes.
 Muon: momentum, then orthogonalisation by five Newton-Schulz steps (Jordan et al. 2024), all matrices of one shape at once.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,17 +27,15 @@ class OptimSettings:
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Approximate orthogonal factor of each matrix of a stack [..., rows, cols] (singular values near 1), in bf16."""
+    """Approximate orthogonal factor of each matrix of a stack [stack, rows, cols] (singular values near 1), in bf16."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x: Tensor = matrices.to(torch.bfloat16)
-    x = x.mT if tall else x
-    x = x / (torch.linalg.matrix_norm(x.float(), keepdim=True) + 1e-7).to(torch.bfloat16)
+    wide = matrices.mT if tall else matrices
+    x = (wide / (wide.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)).to(torch.bfloat16)
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    x = x.mT if tall else x
-    return x.to(matrices.dtype)
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def init_state(params: Params, settings: OptimSettings) -> dict[str, Tensor]:
@@ -51,93 +48,99 @@ def init_state(params: Params, settings: OptimSettings) -> dict[str, Tensor]:
     return state
 
 
-def clip_gradients(grads: dict[str, Tensor], limit: float) -> None:
-    """Scale all gradients in place so that their joint norm is at most `limit`."""
-    total = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads.values()]))
+@dataclass(frozen=True)
+class Rates:
+    """What of an update changes from step to step, as 0-dim tensors, so that a compiled update is compiled once.
+
+    Attributes:
+        muon: learning rate of the block matrices at this step.
+        adam: learning rate of the rest.
+        mean: AdamW's bias correction of the first moment, 1 / (1 - beta1^t).
+        square: the same of the second.
+    """
+
+    muon: Tensor
+    adam: Tensor
+    mean: Tensor
+    square: Tensor
+
+    @classmethod
+    def at(cls, step: int, scale: float, settings: OptimSettings, device: torch.device) -> "Rates":
+        """Rates after `step` steps under the schedule's factor `scale`."""
+        first, second = settings.betas
+        values = (
+            settings.muon_lr * scale,
+            settings.adam_lr * scale,
+            1 / (1 - first ** (step + 1)),
+            1 / (1 - second ** (step + 1)),
+        )
+        return cls(*torch.tensor(values, dtype=torch.float32).to(device).unbind(0))
+
+
+def clip_gradients(grads: dict[str, Tensor], limit: float) -> dict[str, Tensor]:
+    """All gradients, scaled so that their joint norm is at most `limit`."""
+    total = torch.stack([grad.square().sum() for grad in grads.values()]).sum().sqrt()
     scale = (limit / (total + 1e-6)).clamp(max=1.0)
-    for grad in grads.values():
-        grad.mul_(scale)
+    return {name: grad * scale for name, grad in grads.items()}
 
 
 def update(
     params: Params,
     grads: dict[str, Tensor],
     state: dict[str, Tensor],
-    step: int,
-    scale: float,
+    rates: Rates,
     settings: OptimSettings,
-    orthogonal: Callable[[Tensor], Tensor] = orthogonalise,
 ) -> None:
     """One step in place.
 
     Args:
         params: parameters, changed.
-        grads: gradients by the same names, clipped in place.
+        grads: gradients by the same names; their joint norm is clipped.
         state: moments as of `init_state`, changed.
-        step: steps done before this one, from 0 (for AdamW's bias correction).
-        scale: the schedule's factor on both learning rates.
-        settings: rates and decays.
-        orthogonal: the orthogonaliser, possibly compiled.
+        rates: learning rates and bias corrections of this step.
+        settings: decays, momentum, clipping.
     """
-    clip_gradients(grads, settings.clip)
+    clipped = clip_gradients(grads, settings.clip)
     muon = [name for name in params if settings.muon_lr and name in MATRICES]
     if muon:
-        _muon(params, grads, state, scale, settings, muon, orthogonal)
-    others = [name for name in params if name not in muon]
-    if others:
-        _adamw(params, grads, state, step, scale, settings, others)
+        _muon(params, clipped, state, rates, settings, muon)
+    for name in params:
+        if name not in muon:
+            _adamw(params[name], clipped[name], state[f"m.{name}"], state[f"v.{name}"], rates, settings, name.startswith("W_"))
 
 
 def _adamw(
-    params: Params, grads: dict[str, Tensor], state: dict[str, Tensor], step: int, scale: float, settings: OptimSettings, others: list[str]
+    weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, rates: Rates, settings: OptimSettings, decayed: bool
 ) -> None:
     first, second = settings.betas
-    rate = settings.adam_lr * scale
-    weights = [params[name] for name in others]
-    means, squares = [state[f"m.{name}"] for name in others], [state[f"v.{name}"] for name in others]
-    gradients = [grads[name] for name in others]
-    torch._foreach_lerp_(means, gradients, 1 - first)
-    torch._foreach_mul_(squares, second)
-    torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
-    roots = torch._foreach_sqrt(squares)
-    torch._foreach_div_(roots, (1 - second ** (step + 1)) ** 0.5)
-    torch._foreach_add_(roots, 1e-8)
-    decayed = [params[name] for name in others if params[name].ndim >= 2 and name.startswith("W_")]
-    if settings.weight_decay and decayed:
-        torch._foreach_mul_(decayed, 1 - rate * settings.weight_decay)
-    torch._foreach_addcdiv_(weights, means, roots, value=-rate / (1 - first ** (step + 1)))
+    mean.lerp_(grad, 1 - first)
+    square.mul_(second).addcmul_(grad, grad, value=1 - second)
+    if decayed and settings.weight_decay:
+        weight.mul_(1 - rates.adam * settings.weight_decay)
+    weight.sub_(rates.adam * (mean * rates.mean) / ((square * rates.square).sqrt() + 1e-8))
 
 
 def _muon(
-    params: Params,
-    grads: dict[str, Tensor],
-    state: dict[str, Tensor],
-    scale: float,
-    settings: OptimSettings,
-    names: list[str],
-    orthogonal: Callable[[Tensor], Tensor],
+    params: Params, grads: dict[str, Tensor], state: dict[str, Tensor], rates: Rates, settings: OptimSettings, names: list[str]
 ) -> None:
-    rate = settings.muon_lr * scale
-    directions: dict[str, Tensor] = {}
-    for name in names:
-        moment = state[f"m.{name}"]
-        moment.mul_(settings.momentum).add_(grads[name])
-        directions[name] = grads[name] + settings.momentum * moment
     square = [name for name in names if params[name].shape[-1] == params[name].shape[-2]]
-    wide = [name for name in names if name not in square]
-    for group in (square, wide):
+    for group in (square, [name for name in names if name not in square]):
         if not group:
             continue
-        stacked = torch.cat([directions[name] if _is_wide(directions[name]) else directions[name].mT for name in group])
-        for name, direction in zip(group, torch.split(orthogonal(stacked), [len(params[name]) for name in group]), strict=True):
-            tensor = params[name]
-            if not _is_wide(tensor):
-                direction = direction.mT
+        directions = []
+        for name in group:
+            moment = state[f"m.{name}"]
+            moment.mul_(settings.momentum).add_(grads[name])
+            direction = grads[name] + settings.momentum * moment
+            directions.append(direction if _is_wide(direction) else direction.mT)
+        parts = torch.split(orthogonalise(torch.cat(directions)), [len(params[name]) for name in group])
+        for name, part in zip(group, parts, strict=True):
+            weight = params[name]
             # Stored as input x output: an output wider than its input gets the larger step.
-            growth = max(1.0, tensor.shape[-1] / tensor.shape[-2]) ** 0.5
+            growth = max(1.0, weight.shape[-1] / weight.shape[-2]) ** 0.5
             if settings.weight_decay:
-                tensor.mul_(1 - rate * settings.weight_decay)
-            tensor.add_(direction, alpha=-rate * growth)
+                weight.mul_(1 - rates.muon * settings.weight_decay)
+            weight.sub_((part if _is_wide(weight) else part.mT) * (rates.muon * growth))
 
 
 def _is_wide(tensor: Tensor) -> bool:

@@ -20,6 +20,8 @@ class Recipe:
         signal_weight: weight of a condition's signal unless the condition says otherwise.
         teacher_weight: the same for a teacher's signal.
         precision: "bf16" runs the matrix products under autocast, "fp32" does not; weights and moments are fp32 always.
+        continuations: next tokens drawn at each supervised prefix; with several, the cross-entropy is its mean over them: the same
+            expected gradient with less noise. 1 is the usual training on the sequence itself.
         checkpoint_every: steps between checkpoints.
     """
 
@@ -42,11 +44,13 @@ class Recipe:
     signal_weight: float = 1.0
     teacher_weight: float = 1.0
     precision: str = "fp32"
+    continuations: int = 1
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.checkpoint_every < 1:
-            raise ConfigError(f"steps {self.steps}, batch {self.batch} and checkpoint_every {self.checkpoint_every} must be at least 1")
+        counts = {name: getattr(self, name) for name in ("steps", "batch", "continuations", "checkpoint_every")}
+        if min(counts.values()) < 1:
+            raise ConfigError(f"{', '.join(f'{name} {value}' for name, value in counts.items())} must each be at least 1")
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if self.precision not in ("fp32", "bf16"):
@@ -61,8 +65,11 @@ class Recipe:
         return warm * (1.0 if step < start else (self.steps - step) / (self.steps - start))
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON fields."""
-        return asdict(self)
+        """Plain JSON fields; `continuations` only where there are several."""
+        fields = asdict(self)
+        if self.continuations == 1:
+            del fields["continuations"]
+        return fields
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(

@@ -1,6 +1,7 @@
 """Signals (what information the other positions receive) and routes (where its gradient enters the network).
 
-A signal maps a step's data to a target; a route maps the network's output and that target to a loss per position.
+A signal maps a step's data to a target; a route maps the network's output and that target to a loss per position. An introspective
+signal's target comes from the network's own output in the same step, as a constant: no gradient flows through it.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 from wallprobe.tasks.recurrence import Posterior
 
 TEMPERATURE = 2.0
+NUDGE = 0.1  # length of the self-perturbation, as a share of the residual's own at that index
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ class StepData:
         label: 1.0 for programs, 0.0 for noise.
         posterior: the exact Bayesian answer, in fp32.
         teacher_logits: the frozen teacher's logits, where the condition has a teacher.
-        generator: random numbers of this step.
+        generator: random numbers of this step, drawn on CPU.
+        constant: the condition's constant target in bits, where it has one.
+        d_model: width of the residual stream.
     """
 
     tokens: Int[Tensor, "batch index"]
@@ -35,6 +39,8 @@ class StepData:
     posterior: Posterior
     teacher_logits: Float[Tensor, "batch position vocab"] | None
     generator: torch.Generator
+    constant: float | None = None
+    d_model: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,15 @@ class Output:
         logits: fp32.
         residual: final residual stream.
         head: scalar head's reading of the normalised final residual, where the route has one.
+        plain, nudged: logits without dropout, and the same with the residual stream nudged half-way up; constants, there for
+            signal "self_perturbation" alone.
     """
 
     logits: Float[Tensor, "batch position vocab"]
     residual: Float[Tensor, "batch position d_model"]
     head: Float[Tensor, "batch position"] | None
+    plain: Float[Tensor, "batch position vocab"] | None = None
+    nudged: Float[Tensor, "batch position vocab"] | None = None
 
 
 Signal = Callable[[StepData], Tensor]
@@ -72,6 +82,23 @@ def _entropy(data: StepData) -> Tensor:
 
 def _uniform_entropy(data: StepData) -> Tensor:
     return torch.full_like(data.posterior.entropy, math.log2(data.posterior.predictive.shape[-1]))
+
+
+def _constant_entropy(data: StepData) -> Tensor:
+    assert data.constant is not None
+    return torch.full_like(data.posterior.entropy, data.constant)
+
+
+def _random_entropy(data: StepData) -> Tensor:
+    """Uniform between 0 and log2 p, one draw for each sequence and position, as the published study has it."""
+    exact = data.posterior.entropy
+    return torch.rand(exact.shape, generator=data.generator).to(exact) * math.log2(data.posterior.predictive.shape[-1])
+
+
+def _nudge(data: StepData) -> Float[Tensor, "batch position d_model"]:
+    """Random unit vectors, one for each sequence and index."""
+    drawn = torch.randn(*data.posterior.entropy.shape, data.d_model, generator=data.generator)
+    return F.normalize(drawn, dim=-1).to(data.posterior.entropy)
 
 
 def _token(data: StepData) -> Tensor:
@@ -106,6 +133,8 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
         "none": _no_target,
         "entropy": _entropy,
         "uniform_entropy": _uniform_entropy,
+        "constant_entropy": _constant_entropy,
+        "random_entropy": _random_entropy,
         "token": _token,
         "program_weight": _program_weight,
         "program_label": _program_label,
@@ -113,7 +142,25 @@ SIGNALS: Mapping[str, Signal] = MappingProxyType(
         "shuffled_weight": _shuffled_weight,
         "teacher": _teacher,
         "smoothness": _no_target,
+        "self_entropy": _no_target,
+        "self_perturbation": _nudge,
     }
+)
+
+
+def _own_entropy(output: Output) -> Tensor:
+    return entropy_bits(output.logits.detach())
+
+
+def _own_sensitivity(output: Output) -> Tensor:
+    assert output.plain is not None
+    assert output.nudged is not None
+    return (entropy_bits(output.nudged) - entropy_bits(output.plain)).abs()
+
+
+# Targets, in bits, that only the network's own output can give.
+INTROSPECTIVE: Mapping[str, Callable[[Output], Tensor]] = MappingProxyType(
+    {"self_entropy": _own_entropy, "self_perturbation": _own_sensitivity}
 )
 
 
