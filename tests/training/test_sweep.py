@@ -13,6 +13,7 @@ import torch
 
 from wallprobe import runs, storage
 from wallprobe.errors import BusyError, ConfigError, WallprobeError
+from wallprobe.tasks.registry import parse_task
 from wallprobe.training import loop, work
 from wallprobe.training import sweep as sweeps
 from wallprobe.training.conditions import get_condition
@@ -157,6 +158,15 @@ def test_a_stopped_training_leaves_a_checkpoint_of_that_very_step(tmp_path):
     cut, whole = loop.train(job, tmp_path / "cut"), loop.train(job, tmp_path / "whole")
     assert cut.weights_path.read_bytes() == whole.weights_path.read_bytes()
     assert loop.checkpoint_step(tmp_path / "cut" / "p3@42") == 0
+
+
+def test_a_student_waits_for_the_teacher_of_its_own_task_and_seed():
+    (student,) = jobs("c4@7")
+    variant = dataclasses.replace(student, task=parse_task("quadratic"))
+    assert [str(sweeps.teacher_of(job)) for job in (student, variant)] == ["c3@7", "c3-quadratic@7"]
+    assert str(sweeps.teacher_of(dataclasses.replace(student, teacher="p5@9"))) == "p5@9"
+    assert sweeps.teacher_of(dataclasses.replace(student, teacher="somewhere/c3@42")) is None
+    assert [sweeps.teacher_of(job) for job in jobs("c0", "c5")] == [None, None]
 
 
 def test_settings_that_cannot_be(tmp_path):

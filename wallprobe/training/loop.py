@@ -392,6 +392,14 @@ def _finished(folder: Path, job: Job) -> runs.Run:
     return run
 
 
+def teacher_name(job: Job) -> str | None:
+    """The run (by name, or its folder) that the job learns from; None if it learns from none, or from an untrained network."""
+    source = job.teacher or job.condition.teacher
+    if source is None or (source == "untrained" and job.teacher is None):
+        return None
+    return source if job.teacher or "@" in source else str(runs.RunName(source + job.task.suffix, job.seed))
+
+
 def load_teacher(job: Job, root: Path | None = None) -> Teacher | None:
     """The run the job learns from; None if it learns from none, or from an untrained network.
 
@@ -402,10 +410,9 @@ def load_teacher(job: Job, root: Path | None = None) -> Teacher | None:
     condition = job.condition
     if job.teacher is not None and condition.signal != "teacher":
         raise ConfigError(f"condition {condition.name} learns from no teacher, but {job.teacher} was given; teachers are for c4")
-    source = job.teacher or condition.teacher
-    if source is None or (source == "untrained" and job.teacher is None):
+    name = teacher_name(job)
+    if name is None:
         return None
-    name = source if job.teacher or "@" in source else str(runs.RunName(source + job.task.suffix, job.seed))
     try:
         run = runs.resolve_run(name, root)
     except UnknownNameError as error:

@@ -15,7 +15,7 @@ from wallprobe.errors import ConfigError, WallprobeError
 from wallprobe.manifest import source_commit
 from wallprobe.training import work
 from wallprobe.training.engines import Engine, Event, Task
-from wallprobe.training.loop import Job, checkpoint_step
+from wallprobe.training.loop import Job, checkpoint_step, teacher_name
 
 SEEDS = (42, 1337, 2024, 7, 2718)  # `--seeds 3` are the first three; the first is every command's default
 ENGINES = ("local", "ray")
@@ -200,11 +200,9 @@ def make_engine(name: str, workers: int, threads: int) -> Engine:
 
 
 def teacher_of(job: Job) -> runs.RunName | None:
-    """The run it learns from, if that has a name."""
-    source = job.condition.teacher
-    if source is None or source == "untrained":
-        return None
-    return runs.RunName.parse(source) if "@" in source else runs.RunName(source, job.seed)
+    """The run it learns from, if that has a name: a folder is there or is not, and nobody waits for it."""
+    name = teacher_name(job)
+    return None if name is None or runs.NAME.match(name) is None else runs.RunName.parse(name)
 
 
 def unique(jobs: Iterable[Job]) -> dict[runs.RunName, Job]:
