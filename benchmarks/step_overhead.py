@@ -26,7 +26,8 @@ from wallprobe.training.recipes import get_recipe
 
 GOAL = 0.05
 WARM_UP = 5  # steps: compilation, first touch of memory
-PARTS = ("data and signal", "forward and backward", "optimiser", "checkpoint", "rest")
+# data: sequences, exact posterior, the signal's target. model: forward and backward pass.
+PARTS = ("data", "model", "optimiser", "checkpoint", "rest")
 
 
 class Clock:
@@ -53,10 +54,10 @@ class Clock:
 def clocked(trainer: loop.Trainer, clock: Clock) -> Iterator[None]:
     """Put the clock around what a step calls; torch's own gradient is put back afterwards."""
     inner: Any = trainer
-    inner._batch = clock.around("data and signal", inner._batch)
-    inner._losses = clock.around("forward and backward", inner._losses)
+    inner._batch = clock.around("data", inner._batch)
+    inner._losses = clock.around("model", inner._losses)
     inner._update = clock.around("optimiser", inner._update)
-    original, torch.autograd.grad = torch.autograd.grad, clock.around("forward and backward", torch.autograd.grad)
+    original, torch.autograd.grad = torch.autograd.grad, clock.around("model", torch.autograd.grad)
     try:
         yield
     finally:
@@ -96,13 +97,8 @@ def main() -> None:
     which.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    table = Table(
-        "step",
-        *(f"{part}, ms" for part in PARTS),
-        "whole, ms",
-        "overhead",
-        title=f"Preset small, {options.threads} threads{', CPU time' if options.cpu else ''}",
-    )
+    title = f"Milliseconds a step, preset small, threads: {options.threads}{', CPU time' if options.cpu else ''}"
+    table = Table("step", *PARTS, "whole", "overhead", title=title)
     worst = 0.0
     for compiled in (False, True):
         if (compiled and options.eager) or (not compiled and options.compiled):
@@ -110,7 +106,7 @@ def main() -> None:
         for condition in options.conditions:
             parts = measure(condition, options.steps, compiled, time.process_time if options.cpu else time.perf_counter)
             whole = sum(parts.values())
-            overhead = 1 - (parts["forward and backward"] + parts["optimiser"]) / whole
+            overhead = 1 - (parts["model"] + parts["optimiser"]) / whole
             worst = max(worst, overhead)
             kind = "compiled" if compiled else "eager"
             table.add_row(f"{condition}, {kind}", *(f"{parts[part]:.2f}" for part in PARTS), f"{whole:.1f}", f"{overhead:.1%}")
