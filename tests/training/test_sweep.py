@@ -17,7 +17,7 @@ from wallprobe.tasks.registry import parse_task
 from wallprobe.training import loop, work
 from wallprobe.training import sweep as sweeps
 from wallprobe.training.conditions import get_condition
-from wallprobe.training.engines import Event, perform
+from wallprobe.training.engines import INSIDE, Event, perform
 from wallprobe.training.engines.local import LocalEngine
 from wallprobe.training.recipes import Recipe
 
@@ -180,6 +180,13 @@ def test_settings_that_cannot_be(tmp_path):
             sweep(arguments, tmp_path, **settings)
     assert sweep([], tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_starts_no_sweep(tmp_path, monkeypatch):
+    """As it would where a script without a guard is imported again."""
+    monkeypatch.setenv(INSIDE, "1")
+    with pytest.raises(ConfigError, match="under if __name__ == '__main__'"):
+        sweep(jobs("c0"), tmp_path)
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("1", (42,)), ("3", (42, 1337, 2024)), ("42,7", (42, 7)), ("9,", (9,)), ("7,7", (7,))])
