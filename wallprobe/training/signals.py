@@ -153,12 +153,13 @@ def _own_entropy(output: Output) -> Tensor:
 
 
 def _own_sensitivity(output: Output) -> Tensor:
+    """Change of entropy per relative length of the nudge: a rate, so that its size does not hang on how small a nudge is."""
     assert output.plain is not None
     assert output.nudged is not None
-    return (entropy_bits(output.nudged) - entropy_bits(output.plain)).abs()
+    return (entropy_bits(output.nudged) - entropy_bits(output.plain)).abs() / NUDGE
 
 
-# Targets, in bits, that only the network's own output can give.
+# Targets, in bits (bits per relative length for the perturbation), that only the network's own output can give.
 INTROSPECTIVE: Mapping[str, Callable[[Output], Tensor]] = MappingProxyType(
     {"self_entropy": _own_entropy, "self_perturbation": _own_sensitivity}
 )
