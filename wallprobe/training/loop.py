@@ -169,7 +169,7 @@ class Trainer:
             with torch.no_grad():
                 logits = lean.forward(self._teacher_params, tokens[:, :-1], self.teacher.shape)[0]
         draws = generator(job.seed, "signal", self.step_number)
-        data = StepData(tokens, block.label, posterior, logits, draws, job.condition.constant, job.recipe.d_model)
+        data = StepData(tokens, block.label, posterior, logits, draws, job.condition.constant, job.recipe.d_model, symbols=job.task.modulus)
         return tokens, SIGNALS[job.condition.signal](data), block.next_tokens
 
     def _eager_losses(
@@ -193,7 +193,7 @@ class Trainer:
                 # Dropout would change the entropy more than the nudge does.
                 plain = logits.detach() if not recipe.dropout else self._forward(frozen, tokens)[0]
                 nudged = self._forward(frozen, tokens, nudge=target)[0]
-        output = Output(logits, residual, head, plain, nudged)
+        output = Output(logits, residual, head, plain, nudged, symbols=self.job.task.modulus)
         return supervised, self.signal_loss(output, target)
 
     def _forward(self, params: lean.Params, tokens: Tensor, dropout: float = 0.0, nudge: Tensor | None = None) -> tuple[Tensor, Tensor]:
