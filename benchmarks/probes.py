@@ -1,10 +1,11 @@
 """Probes of every cell in one batch against a scikit-learn LogisticRegression loop: same rows, labels, split and penalties, in one run.
 
-    python benchmarks/probes.py [--run c0] [--n 4000] [--threads 2] [--strength 0.01] [--cells 12]
+    python benchmarks/probes.py [--run c0] [--n 4000] [--threads 2] [--cells 12] [--only default,path]
 
-First at one strength, over every cell (layer x index), target and control; then along the path of strengths, as `wallprobe probe`
-fits, over a random sample of cells. A cell's score is its accuracy on the test sequences. Both start from the same fp32
-activations, standardise on the training rows, fit and score; scikit-learn has its own default tolerance.
+Three tables: at scikit-learn's default C = 1 and at the strength 0.01, over every cell (layer x index), target and control; and along
+the path of strengths, as `wallprobe probe` fits, over a random sample of cells. Both start from the same fp32 activations,
+standardise on the training rows, fit, and score on the test rows; scikit-learn has its own default tolerance. The processor
+ratio is what a busy machine leaves standing.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from wallprobe.tasks.registry import from_manifest
 
 ROUNDS = 3
 FAMILIES = (("token",), ("class",), ("a", "b"))
+TABLES = ("default", "strength", "path")
+STRENGTH = 0.01
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,23 @@ def main() -> None:
     parser.add_argument("--run", default="c0")
     parser.add_argument("--n", type=int, default=4000)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--strength", type=float, default=0.01)
-    parser.add_argument("--cells", type=int, default=12, help="cells of the second table, drawn at random")
+    parser.add_argument("--cells", type=int, default=12, help="cells of the path's table, drawn at random")
+    parser.add_argument("--only", default=",".join(TABLES), help="which tables")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     families = gather(options.run, options.n)
-    cells = families[0].rows.shape[0]
+    cells, chosen = families[0].rows.shape[0], options.only.split(",")
     drawn = sorted(torch.randperm(cells, generator=generator("benchmark"))[: options.cells].tolist())
+    head = f"{options.run}, n = {options.n}, {families[0].rows.shape[2]} features, fp32, {options.threads} threads"
     with threadpool_limits(options.threads):
-        head = f"{options.run}, n = {options.n}, {families[0].rows.shape[2]} features, fp32, {options.threads} threads"
-        compare(f"One strength, {options.strength:g}; {cells} cells; {head}", families, (options.strength,))
-        path = ", ".join(f"{strength:g}" for strength in probes.STRENGTHS)
-        compare(f"Path {path}; cells {drawn} of {cells}; {head}", [one.sample(drawn) for one in families], probes.STRENGTHS)
+        if "default" in chosen:
+            compare(f"C = 1; {cells} cells; {head}", families, lambda family: (1 / family.sizes[0],))
+        if "strength" in chosen:
+            compare(f"Strength {STRENGTH:g}; {cells} cells; {head}", families, lambda _: (STRENGTH,))
+        if "path" in chosen:
+            path = ", ".join(f"{strength:g}" for strength in probes.STRENGTHS)
+            some = [family.sample(drawn) for family in families]
+            compare(f"Path {path}; cells {drawn} of {cells}; {head}", some, lambda _: probes.STRENGTHS)
 
 
 def gather(name: str, n: int) -> list[Family]:
@@ -104,7 +112,7 @@ def batched(family: Family, strengths: Sequence[float]) -> np.ndarray:
     # one row for each class: for two classes, scikit-learn's single row at strength s is the pair at 2 s
     scale = 2.0 if family.classes == 2 else 1.0
     fit = probes_fit.softmax_path(given, family.labels[..., : given.fitted], family.classes, [scale * value for value in strengths])
-    said = probes_fit.logits(fit.weights, given.rows[:, given.fitted :]).argmax(2)
+    said = probes_fit.logits(fit.weights, given.columns[..., given.fitted :]).argmax(2)
     return (said == family.labels[..., given.fitted :]).double().mean(2).numpy()
 
 
@@ -130,16 +138,17 @@ def looped(family: Family, strengths: Sequence[float]) -> np.ndarray:
     return scores
 
 
-def compare(title: str, families: Sequence[Family], strengths: Sequence[float]) -> None:
+def compare(title: str, families: Sequence[Family], strengths_of: Callable[[Family], Sequence[float]]) -> None:
     """Run both on every family and print a row each, and the whole."""
     table = Table("target", "fits", "batched, s", "scikit-learn, s", "ratio", "CPU ratio", "mean difference", "worst cell", title=title)
     totals, gaps = np.zeros(4), []
     for family in families:
-        rounds = [timed(lambda family=family: batched(family, strengths)) for _ in range(ROUNDS - 1)]
+        strengths = strengths_of(family)
+        rounds = [timed(batched, family, strengths) for _ in range(ROUNDS - 1)]
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
-            loop = timed(lambda family=family: looped(family, strengths))
-        rounds.append(timed(lambda family=family: batched(family, strengths)))
+            loop = timed(looped, family, strengths)
+        rounds.append(timed(batched, family, strengths))
         own = [statistics.median(one[place] for one in rounds) for place in (0, 1)]
         gap = 100 * (rounds[0][2] - loop[2])
         gaps.append(gap)
@@ -159,10 +168,12 @@ def cells(own: float, loop: float, own_cpu: float, loop_cpu: float, gap: np.ndar
     return [f"{own:.2f}", f"{loop:.2f}", f"{loop / own:.1f} x", f"{loop_cpu / own_cpu:.1f} x", f"{gap.mean():+.3f}", f"{worst:+.2f}"]
 
 
-def timed(work: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
+def timed(
+    work: Callable[[Family, Sequence[float]], np.ndarray], family: Family, strengths: Sequence[float]
+) -> tuple[float, float, np.ndarray]:
     """Wall seconds, processor seconds and what the work returned."""
     wall, processor = time.perf_counter(), time.process_time()
-    made = work()
+    made = work(family, strengths)
     return time.perf_counter() - wall, time.process_time() - processor, made
 
 
