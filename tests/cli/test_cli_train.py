@@ -127,7 +127,8 @@ def test_what_is_swept(invoke, monkeypatch, words, expected):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from wallprobe import cli
 from wallprobe.training import recipes
 sizes = dict(n_layers=1, d_model=8, n_heads=2, batch=4, warmup=2)
