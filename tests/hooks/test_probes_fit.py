@@ -53,6 +53,16 @@ def test_softmax_is_scikit_learns_at_the_same_strength(data, strength):
             assert float(fit.loss[cell, problem]) == pytest.approx(loss, abs=1e-5)
 
 
+def test_features_as_they_are_where_asked(data):
+    x, labels = data
+    x = x / x.std((1, 2), keepdim=True)
+    given = probes_fit.features(x, ROWS, HELD, standardise=False)
+    fit = probes_fit.softmax_path(given, labels, CLASSES, [1e-2], tolerance=1e-16, evaluations=500)
+    rows = x[0] - x[0, :ROWS].mean(0)
+    peer = LogisticRegression(C=1 / (ROWS * 1e-2), tol=1e-10, max_iter=50_000).fit(rows[:ROWS].numpy(), labels[0, 0, :ROWS].numpy())
+    np.testing.assert_allclose(fit.weights[0, 0, :, :-1].numpy(), peer.coef_, rtol=0, atol=2e-5 * abs(peer.coef_).max())
+
+
 def test_two_classes_are_two_symmetric_rows(data):
     x, labels = data
     given = probes_fit.features(x, ROWS, HELD)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 MEMORY = 5  # pairs of steps and gradient changes kept
 ARMIJO = 1e-4
-ROUNDING = 16  # rounding errors of the loss within which a step is taken all the same
-SHRINK = 0.75  # share of cells still moving below which the others leave the batch
+ROUNDING = 16  # rounding errors by which a step may seem to raise the loss and be taken all the same
+SHRINK = 0.9  # share of cells still moving below which the others leave the batch
 
 Weights = Float[Tensor, "cell problem class weight"]  # the last one the intercept
 
