@@ -4,6 +4,7 @@ Softmax: min over W, b of mean cross-entropy + strength/2 |W|^2; ridge: min of m
 free. In scikit-learn's words C = 1 / (n strength) and alpha = n strength, on features standardised over the training rows.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -63,12 +64,13 @@ class Fit:
 
 def features(x: Float[Tensor, "cell row feature"], train: int, validation: int, *, standardise: bool = True) -> Features:
     """Centre, and standardise unless told otherwise, by the first `train` rows; features that are constant there become 0."""
-    mean = x[:, :train].mean(1, keepdim=True)
-    columns = (x - mean).mT.contiguous()
+    columns = x.mT.contiguous()
+    mean = columns[..., :train].mean(2, keepdim=True)
+    columns -= mean
     if standardise:
-        spread = columns[..., :train].square().mean(2, keepdim=True)
-        rounding = FLAT * torch.finfo(x.dtype).eps * mean.mT.abs()
-        columns *= torch.where(spread <= rounding.square(), 0.0, spread.rsqrt())
+        spread = torch.linalg.vector_norm(columns[..., :train], dim=2, keepdim=True) / math.sqrt(train)
+        rounding = FLAT * torch.finfo(x.dtype).eps * mean.abs()
+        columns *= torch.where(spread <= rounding, 0.0, 1 / spread)
     gram = torch.bmm(columns[..., :train], columns[..., :train].mT).double() / train
     variance, axes = torch.linalg.eigh(gram)
     return Features(columns, train, validation, variance.clamp(min=0), axes)
