@@ -1,12 +1,13 @@
 """Probes of every cell in batches against a scikit-learn LogisticRegression loop: same rows, labels, split and penalties, in one run.
 
-    python benchmarks/probes.py [--run c0] [--n 4000] [--threads 2] [--cells 12] [--only raw,standardised,path]
+    python benchmarks/probes.py [--run c0] [--n 4000] [--threads 1] [--cells 12] [--only raw,standardised,path]
 
 Three tables. `raw`: activations as captured, scikit-learn's default C = 1. `standardised`: each feature divided by its standard
 deviation, which spares scikit-learn most of its iterations; C = 1 again. `path`: what `wallprobe probe` does, standardised, the
 strength chosen along a path by the validation loss. The token's and the class's loops run over every cell (layer x index) and
 control, those of a and b over a random sample of cells; times are per fit, with centring or standardising and scoring.
-scikit-learn keeps its default tolerance. On a busy machine read the processor's ratio.
+scikit-learn keeps its default tolerance. One thread for both by default: scikit-learn's fits are too small to share, and on a busy
+machine two threads wait for each other, which flatters the batch beyond reason. There read the processor's ratio, too.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="c0")
     parser.add_argument("--n", type=int, default=4000)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cells", type=int, default=12, help="cells of scikit-learn's loop for a and b")
     parser.add_argument("--only", default=",".join(TABLES), help="which tables")
     options = parser.parse_args()
