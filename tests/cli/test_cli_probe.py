@@ -1,11 +1,10 @@
 """`wallprobe probe`: what it prints, stores and refuses."""
 
 import json
-import sys
 
 import pytest
 
-from wallprobe import cli, results
+from wallprobe import results
 from wallprobe.tasks.recurrence import RecurrenceTask
 from wallprobe.training import lean
 
@@ -13,26 +12,12 @@ TASK = RecurrenceTask(modulus=5, length=8)
 SHAPE = lean.Shape(n_layers=2, d_model=16, n_heads=2, n_ctx=8, vocabulary=5)
 
 
-@pytest.fixture
-def invoke(monkeypatch, capsys, tmp_path, write_run):
-    """Run the command line in a folder with two runs; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def two_runs(tmp_path, write_run, monkeypatch):
+    """A store with c0 and c1@7, and a terminal of 100 columns."""
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "dumb")
     for place, name in enumerate(("c0", "c1@7")):
         write_run(tmp_path / "runs", name, lean.init_params(SHAPE, place), SHAPE, TASK)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["wallprobe", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_table_and_stored_result(invoke, tmp_path):
