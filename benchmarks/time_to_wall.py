@@ -91,7 +91,9 @@ def main() -> None:
 def record(seed: int, preset: str, threads: int, changes: dict[str, int], step: float) -> dict[str, Any]:
     """Train c0 with one seed in a fresh process; its time, scores and loss curve, and the speed-up if it reached the wall."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache", "OMP_NUM_THREADS": str(threads)}
+        # The precompiled headers lie beside the compiler's cache, wherever that is told to be.
+        environment = os.environ | {"TMPDIR": folder, "OMP_NUM_THREADS": str(threads)}
+        environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
         started = time.perf_counter()
         told = f"{folder}/runs", preset, str(seed), str(threads), json.dumps(changes)
         subprocess.run([sys.executable, "-c", TRAIN, *told], check=True, env=environment)

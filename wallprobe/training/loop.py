@@ -173,7 +173,7 @@ class Trainer:
         return tokens, SIGNALS[job.condition.signal](data), block.next_tokens
 
     def _eager_losses(
-        self, params: lean.Params, tokens: Tensor, target: Tensor | None, next_tokens: Tensor | None = None
+        self, params: lean.LayerParams, tokens: Tensor, target: Tensor | None, next_tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Supervised cross-entropy (nats) and the signal's loss, both means over their positions; without a target, no signal."""
         recipe, condition = self.job.recipe, self.job.condition
@@ -188,15 +188,16 @@ class Trainer:
             read = F.layer_norm(residual, residual.shape[-1:], params["ln_w"], params["ln_b"], 1e-5)
             head = read @ params["head_w"] + params["head_b"]
         if condition.signal == "self_perturbation":
-            frozen = {name: tensor.detach() for name, tensor in params.items()}
             with torch.no_grad():
                 # Dropout would change the entropy more than the nudge does.
-                plain = logits.detach() if not recipe.dropout else self._forward(frozen, tokens)[0]
-                nudged = self._forward(frozen, tokens, nudge=target)[0]
+                plain = logits.detach() if not recipe.dropout else self._forward(params, tokens)[0]
+                nudged = self._forward(params, tokens, nudge=target)[0]
         output = Output(logits, residual, head, plain, nudged, symbols=self.job.task.modulus)
         return supervised, self.signal_loss(output, target)
 
-    def _forward(self, params: lean.Params, tokens: Tensor, dropout: float = 0.0, nudge: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, params: lean.LayerParams, tokens: Tensor, dropout: float = 0.0, nudge: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Logits and final residual for all tokens but the last, products in the recipe's precision, results in fp32."""
         recipe = self.job.recipe
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=recipe.precision == "bf16"):
@@ -224,7 +225,7 @@ class Trainer:
         with torch.random.fork_rng(enabled=job.recipe.dropout > 0):
             if job.recipe.dropout:
                 torch.manual_seed(derive_seed(job.seed, "dropout", self.step_number))
-            supervised, signal = self._losses(leaves, tokens, target, next_tokens)
+            supervised, signal = self._losses(lean.by_layer(leaves), tokens, target, next_tokens)
             total = supervised + self.weight * signal if on and self.weight else supervised
             grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
             if job.condition.needs_full_length and not on and is_logged(self.step_number + 1, job.recipe.steps):
