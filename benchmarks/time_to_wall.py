@@ -42,7 +42,8 @@ from pathlib import Path
 from wallprobe.training.compiler import wants_compile
 from wallprobe.training.conditions import get_condition
 from wallprobe.training.evaluate import evaluate
-from wallprobe.training.loop import Job, train
+from wallprobe.training.jobs import Job
+from wallprobe.training.loop import train
 from wallprobe.training.recipes import get_recipe
 root, preset, seed, threads, changes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5])
 torch.set_num_threads(threads)
