@@ -76,6 +76,19 @@ def test_interchange_on_the_bundled_runs(invoke, tmp_path):
     assert len(list((tmp_path / "results").iterdir())) == 1
 
 
+def test_a_sweep_over_a_grid_of_runs(invoke, tmp_path):
+    arguments = ["interchange", "--sweep", "--src", "p5,c1", "--dst", "c0", "--site", "resid_pre,z", "--layer", "4,5", "--pairs", "60"]
+    code, out, err = invoke(*arguments)
+    assert (code, len(list((tmp_path / "results").iterdir()))) == (0, 2), err
+    assert "p5 -> c0" in out
+    assert "From c1 to c0, raw states" in out
+    assert "self-patches changed 0" in out
+    one = json.loads(invoke(*arguments[:3], "p5", *arguments[4:], "--json")[1])
+    assert set("src dst align n_cells seconds peak_gib max_p_rule max_p_import noise_floor".split()) <= one["summary"].keys()  # noqa: SIM905
+    assert one["summary"]["n_cells"] == 2 * 2 * 5 - 4
+    assert len(json.loads(invoke(*arguments, "--json")[1])["sweeps"]) == 2
+
+
 def test_interchange_json_is_one_object(invoke):
     code, out, _ = invoke("interchange", "--src", "p5", "--dst", "c0", "--layer", "3", "--json")
     found = json.loads(out)
@@ -152,6 +165,10 @@ REFUSALS = [
     (["interchange", "--src", "p5", "--dst", "c0", "--layer", "6"], "layer 6 does not exist in p5 and c0; give 0 to 5, or 'all'"),
     (["interchange", "--src", "p5", "--dst", "c0", "--layer", "x"], "--layer 'x' is not a number"),
     (["interchange", "--src", "p5", "--dst", "c0", "--index", "7"], "index 7 cannot matter"),
+    (["interchange", "--src", "p5,c1", "--dst", "c0"], "--src p5,c1 is a list; give one, or --sweep for all of them"),
+    (["interchange", "--sweep", "--src", "p5", "--dst", "c0,c9"], "no run named 'c9'"),
+    (["interchange", "--sweep", "--src", "p5", "--dst", "c0", "--site", "nose"], "no site named 'nose'; there are: resid_pre"),
+    (["interchange", "--sweep", "--src", "p5", "--dst", "c0", "--budget", "0.01"], "more than the budget of 0.01"),
     (["interchange", "--src", "p5", "--dst", "c0", "--site", "nose"], "no site named 'nose'; there are: resid_pre"),
     (["attention", "c0", "--tokens", "1,2,99"], "token 99 is outside the vocabulary 0..16"),
     (["attention", "c0", "--example", "poem"], "example 'poem' is none of program, noise"),

@@ -1,12 +1,19 @@
 """`wallprobe interchange`: one network's activation in another."""
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wallprobe.cli import common
+from wallprobe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from wallprobe.hooks.sweep_report import SweepRequest
     from wallprobe.results import Result
 
 
@@ -16,15 +23,24 @@ def register(app: typer.Typer) -> None:
 
 
 def interchange(
-    src: Annotated[str, typer.Option(help="Donor run.")],
-    dst: Annotated[str, typer.Option(help="Receiving run.")],
-    layer: Annotated[str, typer.Option(help="Layer, list of layers (0,3,5), or all.")] = "3",
+    src: Annotated[str, typer.Option(help="Donor run; with --sweep a list (p5,c1).")],
+    dst: Annotated[str, typer.Option(help="Receiving run; with --sweep a list.")],
+    layer: Annotated[str | None, typer.Option(help="Layer, list of layers (0,3,5), or all.", show_default="3, with --sweep all")] = None,
     index: Annotated[
-        str | None, typer.Option(help="Index or list of indices to patch, one at a time.", show_default="the last two")
+        str | None,
+        typer.Option(help="Index or list of indices to patch, one at a time.", show_default="the last two, with --sweep all"),
     ] = None,
-    site: Annotated[str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out, mlp_out or z.")] = "resid_pre",
+    site: Annotated[
+        str | None,
+        typer.Option(
+            help="resid_pre, resid_mid, resid_post, attn_out, mlp_out, z; with --sweep a list.",
+            show_default="resid_pre, with --sweep all",
+        ),
+    ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Every layer, index and site of every pair of src and dst.")] = False,
     align: Annotated[str, typer.Option(help="none, procrustes or ridge: fit src's basis to dst's first.")] = "none",
     pairs: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
+    budget: Annotated[float, typer.Option(help="GiB that a sweep's patched states may take.", min=0.01)] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of pairs and controls.")] = 0,
     device: common.Device = "auto",
     runs: common.Runs = None,
@@ -35,8 +51,22 @@ def interchange(
     from wallprobe import models
     from wallprobe.hooks.interchange import Request, parse_layers, parse_numbers
     from wallprobe.hooks.interchange import interchange as measure
+    from wallprobe.hooks.sweep_report import SweepRequest
 
-    request = Request(src, dst, parse_layers(layer), None if index is None else parse_numbers(index, "index"), site, align, pairs, seed)
+    chosen = None if index in (None, "all") else parse_numbers(str(index), "index")
+    if sweep:
+        sites = models.SITES if site in (None, "all") else tuple(str(site).split(","))
+        requests = [
+            SweepRequest(donor, receiver, parse_layers(layer or "all"), chosen, sites, align, pairs, seed, budget)
+            for donor in src.split(",")
+            for receiver in dst.split(",")
+        ]
+        _sweep(requests, models.pick_device(device), runs, results, json)
+        return
+    for what, given in (("src", src), ("dst", dst), ("site", site or "")):
+        if "," in given:
+            raise ConfigError(f"--{what} {given} is a list; give one, or --sweep for all of them")
+    request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed)
     with common.progress() as view:
         bar = view.add_task("interchange", total=None)
         result = measure(
@@ -54,6 +84,59 @@ def interchange(
     out.print(_reading(result), soft_wrap=True)
     out.print(f"\n{result.summary['finding']}", style="bold", soft_wrap=True)
     out.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
+
+
+def _sweep(requests: "Sequence[SweepRequest]", device: str, runs: "Path | None", results: "Path | None", json: bool) -> None:
+    """Every pair of runs, one after the other; each is stored when it is done."""
+    from wallprobe.hooks.interchange_sweep import check, sweep
+
+    for request in requests:
+        check(request, runs)
+    made = []
+    with common.progress() as view:
+        for request in requests:
+            bar = view.add_task(f"{request.src} to {request.dst}", total=None)
+            made.append(sweep(request, root=runs, device=device, on_cell=partial(_show, view, bar)))
+            made[-1].save(results)
+    if json:
+        common.print_json(made[0].to_json() if len(made) == 1 else {"kind": "sweeps", "sweeps": [result.to_json() for result in made]})
+        return
+    out = common.out()
+    for result in made:
+        out.print(_sites(result))
+        out.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True)
+    engine, budget = made[0].manifest["engine"], made[0].manifest["config"]["budget"]
+    apart = max(result.manifest["engine"]["largest_difference"] for result in made)
+    out.print(
+        f"L: layer, i: index; random: with a random donor there. Patched states within {budget:g} GiB. In each sweep "
+        f"{engine['checked_cells']} cells were run whole as well: at most {apart:.1g} apart in log-probability; self-patches changed 0.",
+        soft_wrap=True,
+    )
+    out.print("[dim]stored; see them: wallprobe gallery --open[/dim]", soft_wrap=True)
+
+
+def _show(view: "Progress", bar: "TaskID", done: int, total: int) -> None:
+    view.update(bar, completed=done, total=total)
+
+
+def _sites(result: "Result") -> Any:
+    """For each site: where the donor's answer and its rule are likeliest, and in how many cells they cross."""
+    from rich.table import Table
+
+    attrs, raw = result.data.attrs, "" if result.data.attrs["align"] == "none" else f", {result.data.attrs['align']}-aligned (raw)"
+    table = Table(title=f"{attrs['src']} -> {attrs['dst']}{raw}: at most, by site", title_justify="left")
+    for heading in ("site", "donor's answer", "at", "random", "donor's rule", "at", "random", "cells"):
+        table.add_column(heading, justify="left" if heading in ("site", "at") else "right", no_wrap=heading in ("site", "at"))
+    for name in result.data["site"].values.tolist():
+        records = [record for record in result.values if record["site"] == name and record["p_import"] is not None]
+        row = [name]
+        for answer in ("import", "rule"):
+            best = max(records, key=lambda record: float(record[f"p_{answer}"]))
+            unaligned = best.get(f"p_{answer}_raw")
+            shown = f"[bold]{best[f'p_{answer}']:.3f}[/bold]" + ("" if unaligned is None else f" ({unaligned:.3f})")
+            row += [shown, f"L{best['layer']} i{best['index']}", f"{best[f'p_{answer}_random']:.3f}"]
+        table.add_row(*row, str(len(records)))
+    return table
 
 
 SHIFTS = (("import", "the donor's answer"), ("rule", "its rule"))

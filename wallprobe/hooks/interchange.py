@@ -124,7 +124,7 @@ def interchange(
     """
     watch = Stopwatch()
     runs = resolve_run(request.src, root), resolve_run(request.dst, root)
-    request, task, horizon = _resolve(request, *runs)
+    request, task, horizon = resolve(request, *runs)
     assert request.layers is not None
     assert request.indices is not None
     names = {layer: models.hook_name(layer, request.site) for layer in request.layers}
@@ -151,7 +151,7 @@ def interchange(
     return make_result(asdict(request), runs, task, horizon, pairs, cells, base_log, donor_log, device, watch)
 
 
-def _resolve(request: Request, src: Run, dst: Run) -> tuple[Request, RecurrenceTask, int]:
+def resolve(request: Request, src: Run, dst: Run) -> tuple[Request, RecurrenceTask, int]:
     """Check the request against both runs and fill in its defaults."""
     models.hook_name(0, request.site)
     if request.align not in alignment.ALIGNMENTS:

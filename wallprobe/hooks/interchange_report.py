@@ -97,7 +97,7 @@ def cell_figures(
     return figures
 
 
-def _describe(name: str) -> tuple[str, str]:
+def describe(name: str) -> tuple[str, str]:
     """Units and long name of a figure."""
     fixed = {
         "kl_to_donor": ("nats", "KL(src's prediction on A || patched prediction)"),
@@ -139,7 +139,7 @@ def make_result(
     grid: dict[str, tuple[tuple[str, ...], Any, str, str]] = {}
     for name in next(iter(figures.values())):
         values = np.array([[figures[layer, index][name] for index in indices] for layer in layers])
-        grid[name] = (("layer", "index"), values, *_describe(name))
+        grid[name] = (("layer", "index"), values, *describe(name))
     shown = min(EXAMPLES, len(pairs.own))
     for name in ANSWERS:
         probs = np.array(

@@ -24,6 +24,7 @@ ARMS = {
     "{}_norm": ("norm-matched noise", "@series-3", "."),
 }
 CELLS = 60
+WRITTEN = 4  # indices up to which there is room for figures in a heatmap's cells on a phone
 ACCENT = "#0b5fa5"
 
 
@@ -34,7 +35,7 @@ def exhibit(result: Result) -> Exhibit:
     if not charts.has(result, "p_import", "p_rule") or result.data["p_import"].dims != ("layer", "index"):
         return Exhibit(headline(result, otherwise), tables(result))
     layer, index = strongest(result)
-    sections: list[Figure | Table] = [_heatmaps(result, src, dst), _answers(result, layer, index)]
+    sections: list[Figure | Table] = [heatmaps(result, src, dst), answers(result, layer, index)]
     if charts.has(result, "shift_import", "shift_rule") and result.data.sizes["layer"] > 1:
         sections.append(_shift(result, index))
     if charts.has(result, "example_src_token", "example_dst_token", "example_p_import"):
@@ -57,7 +58,8 @@ def strongest(result: Result) -> tuple[int, int]:
     return int(layer), int(index)
 
 
-def _heatmaps(result: Result, src: str, dst: str) -> Figure:
+def heatmaps(result: Result, src: str, dst: str) -> Figure:
+    """Probability of the imported prediction and of the donor's rule over layer and index."""
     data, low = result.data, floor(result)
     names = ("p_import", "p_rule")
     top = max([float(np.nanmax(data[name].values)) for name in names] + ([2 * low] if low else [1e-6]))
@@ -122,10 +124,10 @@ def _heat(result: Result, name: str, place: int) -> Spec:
         "ygap": 2,
         "hovertemplate": "layer %{y}, index %{x}: %{z:.4f}<extra></extra>",
     }
-    return heat | ({"text": words, "texttemplate": "%{text}"} if cells.shape[1] <= 6 else {})
+    return heat | ({"text": words, "texttemplate": "%{text}"} if cells.shape[1] <= WRITTEN else {})
 
 
-def _answers(result: Result, layer: int, index: int) -> Figure:
+def answers(result: Result, layer: int, index: int) -> Figure:
     """Bars of the three answers against the controls, one step a cell, opened at the strongest."""
     layers, indices = result.data["layer"].values.tolist(), result.data["index"].values.tolist()
     cells = [(a, b) for a in range(len(layers)) for b in range(len(indices))]

@@ -1,0 +1,163 @@
+"""Forward passes from the middle: many patched residuals at once, only the layers above each and the indices from it on.
+
+A patch at one index leaves everything before that index, and everything below its layer, as it was. The keys and values of the
+earlier indices are computed once, on the clean sequences; patched sequences enter the walk up the layers as their layer comes, and in
+the last layer only the index that is read is finished.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wallprobe.hooks.stacks import Stack
+
+Reduce = Callable[[Float[Tensor, "cell pair vocab"]], Float[Tensor, "cell pair figure"]]
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What the sequences are without a patch, up to and with the index that is read.
+
+    Attributes:
+        residual: before each block, and after the last.
+        attn: what attention adds.
+        mlp: what the MLP adds.
+        z: the heads' outputs side by side.
+        keys: of each layer.
+        values: of each layer.
+    """
+
+    residual: list[Float[Tensor, "pair index d_model"]]
+    attn: list[Float[Tensor, "pair index d_model"]]
+    mlp: list[Float[Tensor, "pair index d_model"]]
+    z: list[Float[Tensor, "pair index z"]]
+    keys: list[Float[Tensor, "pair group index d_head"]]
+    values: list[Float[Tensor, "pair group index d_head"]]
+
+    @property
+    def read_index(self) -> int:
+        """The last index."""
+        return self.residual[0].shape[1] - 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A patched residual on its way: it replaces the clean one before block `layer` at the walk's index.
+
+    Attributes:
+        layer: block it enters, n_layers for after the last.
+        residual: what stands at the index.
+    """
+
+    layer: int
+    residual: Float[Tensor, "pair d_model"]
+
+
+def predicted_bytes(stack: Stack, pairs: int, length: int, index: int) -> int:
+    """Peak bytes of one entry on its walk: the states, then the larger of attention and the MLP on them (fp32).
+
+    Args:
+        stack: the model.
+        pairs: sequences patched.
+        length: indices up to and with the one read.
+        index: where the entry stands.
+    """
+    rows = pairs * (length - index)
+    attention = 8 * stack.d_model + 3 * stack.n_heads * length
+    return 4 * rows * (stack.d_model + max(attention, 2 * stack.d_model + 3 * stack.d_mlp))
+
+
+def observe(stack: Stack, tokens: Int[Tensor, "pair index"]) -> Clean:
+    """One clean pass that keeps what patches and walks need."""
+    residual, attn, mlp, z, keys, values = [stack.embed(tokens)], [], [], [], [], []
+    length = tokens.shape[1]
+    for layer in range(stack.n_layers):
+        query, key, value = stack.heads(layer, residual[-1], 0, length)
+        mixed = attend(query, key, value, None, stack.scale, 1)
+        z.append(mixed)
+        attn.append(stack.write(layer, mixed))
+        middle = residual[-1] + attn[-1]
+        mlp.append(stack.mlp(layer, residual[-1] if stack.parallel else middle))
+        residual.append(middle + mlp[-1])
+        keys.append(key.contiguous())
+        values.append(value.contiguous())
+    return Clean(residual, attn, mlp, z, keys, values)
+
+
+def attend(
+    query: Float[Tensor, "rows head query d_head"],
+    key: Float[Tensor, "rows group index d_head"],
+    value: Float[Tensor, "rows group index d_head"],
+    past: tuple[Float[Tensor, "pair group past d_head"], Float[Tensor, "pair group past d_head"]] | None,
+    scale: float,
+    cells: int,
+) -> Float[Tensor, "rows query z"]:
+    """Causal attention of the last `query` indices; rows are cells x pairs, and what is past is shared by the cells of a pair.
+
+    The past's scores are one matrix product a pair and group over all its cells, not a copy a cell.
+    """
+    rows, heads, asked, width = query.shape
+    groups, given = key.shape[1:3]
+    pairs, repeat = rows // cells, heads // groups
+    # [pair, group, cell, head of the group, index, width]
+    query = query.view(cells, pairs, groups, repeat, asked, width).permute(1, 2, 0, 3, 4, 5).reshape(-1, repeat * asked, width)
+    key, value = (part.view(cells, pairs, groups, given, width).permute(1, 2, 0, 3, 4).reshape(-1, given, width) for part in (key, value))
+    scores = torch.bmm(query, key.mT)
+    if asked > 1:
+        hidden = torch.ones(asked, given, dtype=torch.bool, device=query.device).triu(1 + given - asked)
+        scores = scores.view(-1, repeat, asked, given).masked_fill_(hidden, -torch.inf).view(-1, repeat * asked, given)
+    if past is not None:
+        past_keys, past_values = (part.flatten(0, 1) for part in past)
+        before = torch.bmm(query.view(pairs * groups, -1, width), past_keys.mT)
+        scores = torch.cat([before.view(-1, repeat * asked, past_keys.shape[1]), scores], dim=-1)
+    weights = scores.mul_(scale).softmax(dim=-1)
+    mixed = torch.bmm(weights[..., -given:], value)
+    if past is not None:
+        earlier = weights[..., :-given].reshape(pairs * groups, -1, past_keys.shape[1])
+        mixed += torch.bmm(earlier, past_values).view(mixed.shape)
+    mixed = mixed.view(pairs, groups, cells, repeat, asked, width).permute(2, 0, 4, 1, 3, 5)
+    return mixed.reshape(rows, asked, heads * width)
+
+
+def walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry], reduce: Reduce) -> Float[Tensor, "entry pair figure"]:
+    """Carry every entry to the logits at the index that is read, together.
+
+    Args:
+        stack: the model.
+        clean: of the sequences that are patched.
+        index: where the entries stand.
+        entries: in ascending order of layer.
+        reduce: what is kept of the logits.
+    """
+    read, length = clean.read_index, clean.read_index - index + 1
+    pairs, width = entries[0].residual.shape
+    states = entries[0].residual.new_empty(len(entries), pairs, length, width)
+    active = 0
+    for layer in range(entries[0].layer, stack.n_layers):
+        while active < len(entries) and entries[active].layer == layer:
+            states[active] = clean.residual[layer][:, index:]
+            states[active, :, 0] = entries[active].residual
+            active += 1
+        rows = states[:active].view(active * pairs, length, width)
+        last = layer == stack.n_layers - 1
+        asked = 1 if last else length
+        query, key, value = stack.heads(layer, rows, index, asked)
+        past = (clean.keys[layer][:, :, :index], clean.values[layer][:, :, :index]) if index else None
+        added = stack.write(layer, attend(query, key, value, past, stack.scale, active))
+        rows = rows[:, -asked:]
+        if stack.parallel:
+            added += stack.mlp(layer, rows)
+            done = rows.add_(added) if not last else rows + added
+        else:
+            done = rows.add_(added) if not last else rows + added
+            done += stack.mlp(layer, done)
+        if last:
+            ends = done.view(active, pairs, width)
+    # After the last block an index is read or it is nothing to the answer.
+    over = [entry.residual if index == read else clean.residual[-1][:, read] for entry in entries[active:]]
+    if active:
+        over = [*ends.unbind(0), *over]
+    return reduce(stack.read(torch.stack(over).flatten(0, 1)).view(len(entries), pairs, -1))

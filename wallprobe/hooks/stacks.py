@@ -1,0 +1,254 @@
+"""Decoders taken apart into the steps that a forward pass from the middle needs: heads, what they write, MLP, logits.
+
+Three layouts are known: a run's (HookedTransformer, as `training.lean` holds it), GPT-2's, GPT-NeoX's and Llama's with its kin. Each
+is the model's own weights through the model's own arithmetic; `faithful` says how far the assembled pass is from the model's.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wallprobe.training import lean
+
+Heads = tuple[
+    Float[Tensor, "batch head query d_head"],
+    Float[Tensor, "batch group index d_head"],
+    Float[Tensor, "batch group index d_head"],
+]
+
+
+@runtime_checkable
+class Stack(Protocol):
+    """A decoder in steps. Pre-norm; `parallel` says that the MLP reads what attention reads.
+
+    Attributes:
+        n_layers: blocks.
+        d_model: width of the residual stream.
+        parallel: attention and MLP of a block read the same residual.
+        scale: of the attention scores.
+    """
+
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    n_heads: int
+    parallel: bool
+    scale: float
+
+    def embed(self, tokens: Int[Tensor, "batch index"]) -> Float[Tensor, "batch index d_model"]:
+        """The residual stream before the first block."""
+        ...
+
+    def heads(self, layer: int, residual: Float[Tensor, "batch index d_model"], start: int, queries: int) -> Heads:
+        """Queries of the last `queries` indices, keys and values of all; the first index given is `start` of its sequence."""
+        ...
+
+    def write(self, layer: int, z: Float[Tensor, "batch index z"]) -> Float[Tensor, "batch index d_model"]:
+        """What attention adds to the residual stream, from its heads' outputs side by side."""
+        ...
+
+    def mlp(self, layer: int, residual: Float[Tensor, "batch index d_model"]) -> Float[Tensor, "batch index d_model"]:
+        """What the MLP adds, its norm included."""
+        ...
+
+    def read(self, residual: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"]:
+        """Logits, the final norm included."""
+        ...
+
+
+class RunStack:
+    """A run's transformer, from its stacked parameters."""
+
+    parallel = False
+
+    def __init__(self, params: lean.Params, shape: lean.Shape) -> None:
+        self.n_layers, self.d_model, self.n_heads, self.d_mlp = shape.n_layers, shape.d_model, shape.n_heads, shape.d_mlp
+        self.scale = shape.d_head**-0.5
+        self._params, self._width = params, shape.d_head
+        qkv = torch.cat([params["W_Q"], params["W_K"], params["W_V"]], dim=-1).mT.contiguous()
+        bias = torch.cat([params["b_Q"], params["b_K"], params["b_V"]], dim=-1)
+        turned = {name: params[name].mT.contiguous() for name in ("W_O", "W_in", "W_out")}
+        self._layers = [
+            {"qkv": qkv[layer], "b_qkv": bias[layer]}
+            | {name: tensor[layer] for name, tensor in turned.items()}
+            | {name: params[name][layer] for name in ("ln1_w", "ln1_b", "ln2_w", "ln2_b", "b_O", "b_in", "b_out")}
+            for layer in range(shape.n_layers)
+        ]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """See `Stack`."""
+        return self._params["W_E"][tokens] + self._params["W_pos"][: tokens.shape[1]]
+
+    def heads(self, layer: int, residual: Tensor, start: int, queries: int) -> Heads:
+        """See `Stack`."""
+        weights, d = self._layers[layer], self.d_model
+        normed = F.layer_norm(residual, (d,), weights["ln1_w"], weights["ln1_b"], 1e-5)
+        if queries == residual.shape[1]:
+            query, key, value = F.linear(normed, weights["qkv"], weights["b_qkv"]).chunk(3, dim=-1)
+        else:
+            key, value = F.linear(normed, weights["qkv"][d:], weights["b_qkv"][d:]).chunk(2, dim=-1)
+            query = F.linear(normed[:, -queries:], weights["qkv"][:d], weights["b_qkv"][:d])
+        return _split(query, self._width), _split(key, self._width), _split(value, self._width)
+
+    def write(self, layer: int, z: Tensor) -> Tensor:
+        """See `Stack`."""
+        return F.linear(z, self._layers[layer]["W_O"], self._layers[layer]["b_O"])
+
+    def mlp(self, layer: int, residual: Tensor) -> Tensor:
+        """See `Stack`."""
+        weights = self._layers[layer]
+        normed = F.layer_norm(residual, (self.d_model,), weights["ln2_w"], weights["ln2_b"], 1e-5)
+        return F.linear(F.gelu(F.linear(normed, weights["W_in"], weights["b_in"])), weights["W_out"], weights["b_out"])
+
+    def read(self, residual: Tensor) -> Tensor:
+        """See `Stack`."""
+        params = self._params
+        return F.layer_norm(residual, (self.d_model,), params["ln_w"], params["ln_b"], 1e-5) @ params["W_U"] + params["b_U"]
+
+
+def _split(values: Float[Tensor, "batch index width"], width: int) -> Float[Tensor, "batch head index d_head"]:
+    return values.view(*values.shape[:-1], -1, width).transpose(1, 2)
+
+
+def _rotated(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on the first `cos.shape[-1]` of each head's coordinates, halves paired."""
+    turning, rest = values[..., : cos.shape[-1]], values[..., cos.shape[-1] :]
+    first, second = turning.chunk(2, dim=-1)
+    return torch.cat([turning * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+
+
+class _Native:
+    """What the Hugging Face layouts share."""
+
+    parallel = False
+
+    def __init__(self, model: Any, body: Any) -> None:
+        config = model.config
+        self.n_layers, self.d_model, self.n_heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+        self.d_mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+        self._model, self._body = model, body
+        self._width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.scale = self._width**-0.5
+
+    def read(self, residual: Tensor) -> Tensor:
+        """See `Stack`."""
+        norm = next(getattr(self._body, name) for name in ("ln_f", "final_layer_norm", "norm") if hasattr(self._body, name))
+        logits: Tensor = self._model.get_output_embeddings()(norm(residual))
+        return logits
+
+    def _angles(self, residual: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
+        places = torch.arange(start, start + count, device=residual.device)[None]
+        cos, sin = self._body.rotary_emb(residual, position_ids=places)
+        return cos[:, None], sin[:, None]
+
+
+class Gpt2Stack(_Native):
+    """GPT-2's layout."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """See `Stack`."""
+        summed: Tensor = self._body.wte(tokens) + self._body.wpe.weight[: tokens.shape[1]]
+        return summed
+
+    def heads(self, layer: int, residual: Tensor, start: int, queries: int) -> Heads:
+        """See `Stack`."""
+        block = self._body.h[layer]
+        query, key, value = block.attn.c_attn(block.ln_1(residual)).split(self.d_model, dim=-1)
+        return _split(query[:, -queries:], self._width), _split(key, self._width), _split(value, self._width)
+
+    def write(self, layer: int, z: Tensor) -> Tensor:
+        """See `Stack`."""
+        added: Tensor = self._body.h[layer].attn.c_proj(z)
+        return added
+
+    def mlp(self, layer: int, residual: Tensor) -> Tensor:
+        """See `Stack`."""
+        block = self._body.h[layer]
+        added: Tensor = block.mlp(block.ln_2(residual))
+        return added
+
+
+class NeoXStack(_Native):
+    """GPT-NeoX's layout: Pythia."""
+
+    def __init__(self, model: Any, body: Any) -> None:
+        super().__init__(model, body)
+        self.parallel = bool(model.config.use_parallel_residual)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """See `Stack`."""
+        embedded: Tensor = self._body.embed_in(tokens)
+        return embedded
+
+    def heads(self, layer: int, residual: Tensor, start: int, queries: int) -> Heads:
+        """See `Stack`."""
+        block = self._body.layers[layer]
+        together = _split(block.attention.query_key_value(block.input_layernorm(residual)), 3 * self._width)
+        query, key, value = together.chunk(3, dim=-1)
+        cos, sin = self._angles(residual, start, residual.shape[1])
+        return _rotated(query[:, :, -queries:], cos[:, :, -queries:], sin[:, :, -queries:]), _rotated(key, cos, sin), value
+
+    def write(self, layer: int, z: Tensor) -> Tensor:
+        """See `Stack`."""
+        added: Tensor = self._body.layers[layer].attention.dense(z)
+        return added
+
+    def mlp(self, layer: int, residual: Tensor) -> Tensor:
+        """See `Stack`."""
+        block = self._body.layers[layer]
+        added: Tensor = block.mlp(block.post_attention_layernorm(residual))
+        return added
+
+
+class LlamaStack(_Native):
+    """Llama's layout: Llama, Mistral, Qwen 2 and 3, SmolLM2."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """See `Stack`."""
+        embedded: Tensor = self._body.embed_tokens(tokens)
+        return embedded
+
+    def heads(self, layer: int, residual: Tensor, start: int, queries: int) -> Heads:
+        """See `Stack`."""
+        block = self._body.layers[layer]
+        attention, normed = block.self_attn, block.input_layernorm(residual)
+        query = _split(attention.q_proj(normed[:, -queries:]), self._width)
+        key, value = _split(attention.k_proj(normed), self._width), _split(attention.v_proj(normed), self._width)
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm(query), attention.k_norm(key)
+        cos, sin = self._angles(residual, start, residual.shape[1])
+        return _rotated(query, cos[:, :, -queries:], sin[:, :, -queries:]), _rotated(key, cos, sin), value
+
+    def write(self, layer: int, z: Tensor) -> Tensor:
+        """See `Stack`."""
+        added: Tensor = self._body.layers[layer].self_attn.o_proj(z)
+        return added
+
+    def mlp(self, layer: int, residual: Tensor) -> Tensor:
+        """See `Stack`."""
+        block = self._body.layers[layer]
+        added: Tensor = block.mlp(block.post_attention_layernorm(residual))
+        return added
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[Any, Any], Stack]]] = {
+    "gpt2": ("transformer", Gpt2Stack),
+    "gpt_neox": ("gpt_neox", NeoXStack),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("model", LlamaStack)),
+}
+
+
+def of_transformers(model: Any) -> Stack | None:
+    """The steps of a Hugging Face decoder, None where its layout is not known."""
+    known = LAYOUTS.get(model.config.model_type)
+    return None if known is None else known[1](model, getattr(model, known[0]))
+
+
+def of_run(state: dict[str, Tensor], shape: lean.Shape) -> Stack | None:
+    """The steps of a run's transformer, None where a learned temperature or forget gates are part of it."""
+    params = lean.from_hooked({name: tensor for name, tensor in state.items() if not name.startswith("head.")}, shape)
+    return None if any(name.startswith(("temperature", "gate")) for name in params) else RunStack(params, shape)
