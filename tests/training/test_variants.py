@@ -9,7 +9,7 @@ from wallprobe import runs
 from wallprobe.errors import ConfigError
 from wallprobe.rng import generator
 from wallprobe.tasks.registry import change, get_task, tasks
-from wallprobe.training import lean, loop
+from wallprobe.training import batches, lean, loop
 from wallprobe.training.conditions import get_condition
 from wallprobe.training.evaluate import evaluate
 from wallprobe.training.recipes import Recipe
@@ -45,7 +45,7 @@ def test_every_variant_trains_and_is_measured(store, name, condition):
 def test_the_header_is_not_supervised(store):
     """c0 on opaque: the loss is the cross-entropy at the body's first K positions alone."""
     trainer = loop.Trainer(loop.Job(get_condition("c0"), TINY, task=get_task("opaque")), store / "unused")
-    tokens = get_task("opaque").sample(loop.DRAW * 4, generator(42, "data", 0)).tokens[:4]
+    tokens = get_task("opaque").sample(batches.DRAW * 4, generator(42, "data", 0)).tokens[:4]
     logits = lean.forward(trainer.params, tokens[:, :-1], trainer.job.shape)[0]
     by_hand = -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[:, 18:23].mean()
     torch.testing.assert_close(trainer.step()[0], by_hand, rtol=0, atol=1e-5)

@@ -72,10 +72,11 @@ def pack(source: Source, measurements: Measurements) -> bytes:
 
 
 def bundled_ledger(area: Area, preset: str) -> str:
-    """The Markdown page of the ledger from what is bundled alone."""
+    """The Markdown page of the ledger from what is bundled alone, marked as generated."""
     measurements = read_measurements(preset, BUNDLE / "no local runs")
     verdicts = judge_all(area, measurements)
-    return markdown(area, measurements, verdicts, verdicts)
+    mark = "<!-- Generated from the bundled measurements: python -m wallprobe.claims.bundle --docs docs/ledger-wall.md -->"
+    return f"{mark}\n\n{markdown(area, measurements, verdicts, verdicts)}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -104,6 +104,7 @@ def read_measurements(preset: str, root: Path | None = None, *, bundled: bool = 
     Raises:
         UnknownNameError: for an unknown preset.
     """
+    get_recipe(preset)
     sources: dict[tuple[str, int], Source] = {}
     left_out: list[str] = []
     packed = {source.name: source for source in _packed(preset)} if bundled else {}
@@ -132,12 +133,11 @@ def is_of_preset(run: Run, preset: str) -> bool:
 def _unlike_preset(manifest: Mapping[str, Any], preset: str) -> str:
     """Which settings of a run's training are not those that its condition, the preset and the seed's task have now; empty if all are."""
     config = manifest.get("config", {})
-    condition = get_condition(manifest["condition"]).config() if manifest["condition"] in conditions() else {}
-    known = config.get("condition", {})
-    # A field that conditions did not have when the run was made cannot differ in it.
-    pairs = [(key, known[key], value) for key, value in _plain(condition).items() if key in known and key != "summary"]
-    trained = config.get("recipe", {})
-    pairs += [(key, trained.get(key), value) for key, value in get_recipe(preset).config().items() if key != "checkpoint_every"]
+    name = manifest["condition"]
+    condition = _plain(get_condition(name).config()) if name in conditions() else config.get("condition", {})
+    parts = ((config.get("condition", {}), condition), (config.get("recipe", {}), get_recipe(preset).config()))
+    # Either side may leave out what is at its default.
+    pairs = [(key, had.get(key), now.get(key)) for had, now in parts for key in sorted({*had, *now} - {"summary", "checkpoint_every"})]
     pairs += [(key, manifest.get("task", {}).get(key), value) for key, value in TASK.items()]
     differing = [f"{key} {had} instead of {value}" for key, had, value in pairs if had != value]
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

@@ -27,6 +27,8 @@ COMMANDS = MappingProxyType(
     }
 )
 
+INTERRUPTED = 130  # 128 + SIGINT
+
 
 def build_app(names: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     """The application with these commands; a single one stands for itself, without completion options."""
@@ -53,6 +55,10 @@ def main() -> None:
     except WallprobeError as error:
         sys.stderr.write(f"wallprobe: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt and says nothing
+            sys.stderr.write("wallprobe: interrupted; run the same command again to go on\n")
+        raise
     except KeyboardInterrupt:
         sys.stderr.write("wallprobe: interrupted; run the same command again to go on\n")
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None

@@ -1,8 +1,9 @@
 """What `wallprobe train` does with more than one run: which ones, one view of them all, and the table at the end."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,8 @@ def run_sweep(jobs: "Sequence[Job]", runs: Path | None, *, json: bool, manifest:
 
     watch, device = Stopwatch(), settings["device"]
     workers, threads = share_cores(len(jobs), settings["workers"], settings["threads"], device)
-    with _view(len(jobs)) as view:
+    # Ray prints what befalls its workers to stdout, from a thread of its own.
+    with redirect_stdout(sys.stderr), _view(len(jobs)) as view:
         outcomes = sweep(jobs, runs, on_progress=view, **settings)
     if json:
         config = manifest | {"engine": settings["engine"], "workers": workers, "threads": threads, "compiled": settings["compile"]}

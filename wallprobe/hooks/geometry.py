@@ -104,9 +104,9 @@ def untrained(run: Run, device: str = "cpu") -> models.Loaded:
 
 
 def states_of(loaded: models.Loaded, tokens: Int[Tensor, "batch index"], site: str) -> Float[Tensor, "layer batch index d_model"]:
-    """A site's activations at every layer, at the indices that predict a token of the sequence (all but the last)."""
+    """A site's activations at every layer."""
     names = [models.hook_name(layer, site) for layer in range(loaded.n_layers)]
-    found = cache.capture(loaded, tokens[:, :-1], names, batch=500)
+    found = cache.capture(loaded, tokens, names, batch=500)
     return torch.stack([found[name] for name in names])
 
 
@@ -133,9 +133,9 @@ def geometry(run: Run, *, site: str = "resid_post", sequences: int = SEQUENCES, 
     watch = Stopwatch()
     sample = evaluate.fresh(run, sequences, seed)
     start, drawn = sample.task.start, sample.drawn
-    supervised = sample.horizon - start
+    inputs, supervised = drawn.tokens[:, :-1], sample.horizon - start  # the last token predicts nothing of the sequence
     trained, before = (
-        cosines(states_of(loaded, drawn.tokens, site)[:, :, start:], supervised - 1, drawn.is_program)
+        cosines(states_of(loaded, inputs, site)[:, :, start:], supervised - 1, drawn.is_program)
         for loaded in (models.load_run(run, device), untrained(run, device))
     )
     weights = stats.resamples(sequences, generator(seed, "geometry bootstrap"))

@@ -167,7 +167,7 @@ def temperature(
     best = optimum(readout, weights)
     cells = {
         "kl_at_one": readout.kl(torch.ones(drawn.shape[1], dtype=torch.float64)) * NAT,
-        "kl_uniform": math.log2(task.vocabulary) - exact.entropy[:, skip],
+        "kl_uniform": (math.log2(task.vocabulary) - exact.entropy[:, skip]).clamp(min=0),
         "top1": (log_probs.argmax(-1) == drawn).double(),
         "top1_exact": (exact.best[:, skip] == drawn).double(),
     }

@@ -9,13 +9,12 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -26,14 +25,14 @@ from wallprobe.manifest import Stopwatch, provenance, source_commit
 from wallprobe.rng import derive_seed, generator
 from wallprobe.storage import ensure_directory, exclusive, sha256_file, write_atomic, write_json
 from wallprobe.tasks.recurrence import RecurrenceTask
-from wallprobe.tasks.task import Posterior, Task
+from wallprobe.tasks.task import Task
 from wallprobe.training import lean, optim
+from wallprobe.training.batches import DRAW, Block, draw_block
 from wallprobe.training.conditions import Condition, Schedule
 from wallprobe.training.recipes import Recipe
 from wallprobe.training.signals import INTROSPECTIVE, ROUTES, SCALAR_ROUTES, SIGNALS, Output, StepData, entropy_bits
 
 CHECKPOINT = "checkpoint.safetensors"
-DRAW = 64  # steps whose data are drawn in one go
 LOG_EVERY = 50
 CURVE_POINTS = 30  # of a scheduled run's error at supervised and other positions
 CURVE_SEQUENCES = 512
@@ -113,37 +112,6 @@ class Teacher:
     weight_hash: str | None = None
 
 
-@dataclass(frozen=True)
-class Block:
-    """Data of consecutive steps, one after the other.
-
-    Attributes:
-        tokens: the sequences.
-        label: 1.0 for programs, 0.0 for noise.
-        posterior: the exact Bayesian answer, where a signal or a draw needs it.
-        next_tokens: share of each token among the continuations drawn at each supervised prefix, where the recipe draws several.
-    """
-
-    tokens: Int[Tensor, "sequence index"]
-    label: Float[Tensor, " sequence"]
-    posterior: Posterior | None
-    next_tokens: Float[Tensor, "sequence position vocab"] | None
-
-
-def draw_continuations(
-    predictive: Float[Tensor, "sequence position vocab"], number: int, draws: torch.Generator
-) -> Float[Tensor, "sequence position vocab"]:
-    """Shares of the tokens among `number` next tokens drawn at each prefix.
-
-    `predictive` is the exact probability, under the task, of each next token given the prefix: drawing from it is drawing that many
-    sequences that begin with this prefix and looking at their next token. The mean loss over them has the expectation of the loss
-    on one, and less variance.
-    """
-    drawn = torch.multinomial(predictive.flatten(0, 1), number, replacement=True, generator=draws)
-    shares = torch.zeros(predictive.flatten(0, 1).shape).scatter_add_(1, drawn, torch.full(drawn.shape, 1.0 / number))
-    return shares.view(predictive.shape)
-
-
 class Trainer:
     """The state of one training. `step()` advances it; `save()` and `resume()` carry it across processes."""
 
@@ -179,42 +147,30 @@ class Trainer:
             self._update = torch.compile(optim.update, dynamic=False)
         self._drawn: tuple[int, Block] | None = None
 
-    def _draw(self, block: int) -> "Block":
+    def _draw(self, number: int) -> Block:
         """Data of `DRAW` consecutive steps, on the device."""
-        if self._drawn is None or self._drawn[0] != block:
+        if self._drawn is None or self._drawn[0] != number:
             job = self.job
-            draws = generator(job.seed, "data", block)
-            drawn = job.task.sample(DRAW * job.recipe.batch, draws)
-            tokens = drawn.tokens.to(self.device)
-            posterior = next_tokens = None
-            if job.condition.needs_full_length or job.recipe.continuations > 1:
-                posterior = job.task.posterior(tokens, torch.float32)
-            if job.recipe.continuations > 1:
-                assert posterior is not None
-                predictive = posterior.predictive[:, job.task.start : job.horizon].cpu()
-                next_tokens = draw_continuations(predictive, job.recipe.continuations, draws).to(self.device)
-            self._drawn = (block, Block(tokens, drawn.is_program.to(self.device, torch.float32), posterior, next_tokens))
+            supervised, whole = slice(job.task.start, job.horizon), job.condition.needs_full_length
+            block = draw_block(job.task, job.seed, number, job.recipe.batch, supervised, job.recipe.continuations, whole, self.device)
+            self._drawn = (number, block)
         return self._drawn[1]
 
     def _batch(self, whole: bool = True) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """This step's tokens, its signal's target and the drawn continuations; only the supervised prefix, and no target, where the
         loss looks no further."""
         job = self.job
-        block = self._draw(self.step_number // DRAW)
-        tokens, label, posterior = block.tokens, block.label, block.posterior
-        start = (self.step_number % DRAW) * job.recipe.batch
-        rows = slice(start, start + job.recipe.batch)
-        next_tokens = None if block.next_tokens is None else block.next_tokens[rows]
-        if posterior is None or not whole or not job.condition.needs_full_length:
-            return tokens[rows, : job.horizon + 1], None, next_tokens
-        part = Posterior(**{entry.name: getattr(posterior, entry.name)[rows] for entry in fields(posterior)})
+        block = self._draw(self.step_number // DRAW).rows(self.step_number, job.recipe.batch)
+        tokens, posterior = block.tokens, block.posterior
+        if posterior is None or not whole:
+            return tokens[:, : job.horizon + 1], None, block.next_tokens
         logits = None
         if self.teacher is not None:
             with torch.no_grad():
-                logits = lean.forward(self._teacher_params, tokens[rows, :-1], self.teacher.shape)[0]
+                logits = lean.forward(self._teacher_params, tokens[:, :-1], self.teacher.shape)[0]
         draws = generator(job.seed, "signal", self.step_number)
-        data = StepData(tokens[rows], label[rows], part, logits, draws, job.condition.constant, job.recipe.d_model)
-        return tokens[rows], SIGNALS[job.condition.signal](data), next_tokens
+        data = StepData(tokens, block.label, posterior, logits, draws, job.condition.constant, job.recipe.d_model)
+        return tokens, SIGNALS[job.condition.signal](data), block.next_tokens
 
     def _eager_losses(
         self, params: lean.Params, tokens: Tensor, target: Tensor | None, next_tokens: Tensor | None = None

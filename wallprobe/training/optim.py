@@ -109,9 +109,7 @@ def update(
             _adamw(params[name], clipped[name], state[f"m.{name}"], state[f"v.{name}"], rates, settings, name.startswith("W_"))
 
 
-def _adamw(
-    weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, rates: Rates, settings: OptimSettings, decayed: bool
-) -> None:
+def _adamw(weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, rates: Rates, settings: OptimSettings, decayed: bool) -> None:
     first, second = settings.betas
     mean.lerp_(grad, 1 - first)
     square.mul_(second).addcmul_(grad, grad, value=1 - second)

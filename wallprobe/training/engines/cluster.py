@@ -65,8 +65,6 @@ def remote_task(task: Task, board: Any) -> tuple[str, dict[str, Any] | None, str
 @contextlib.contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
     """Whatever Ray and its children print while it starts or ends must not be taken for our JSON."""
-    with contextlib.suppress(OSError, ValueError):
-        os.fsync(1)
     kept = os.dup(1)
     try:
         os.dup2(2, 1)
