@@ -13,6 +13,7 @@ from wallprobe.rng import generator
 from wallprobe.runs import RunName
 from wallprobe.storage import read_json
 from wallprobe.tasks.recurrence import RecurrenceTask
+from wallprobe.tasks.registry import get_task
 from wallprobe.training import lean
 from wallprobe.training.conditions import AXES, Condition, Schedule, built_in, conditions, get_condition, matrix, teachers_first
 from wallprobe.training.loop import Job, Teacher, Trainer
@@ -39,7 +40,7 @@ def step_data(count=64, seed=0, **changes):
     drawn = task.sample(count, generator(seed, "signal test"))
     posterior = task.posterior(drawn.tokens, torch.float32)
     logits = torch.randn(count, 15, 17, generator=generator(seed, "teacher"))
-    return StepData(drawn.tokens, drawn.is_program.float(), posterior, logits, generator(seed, "signal"), **changes)
+    return StepData(drawn.tokens, drawn.is_program.float(), posterior, logits, generator(seed, "signal"), symbols=17, **changes)
 
 
 def test_every_condition_is_registered_and_composes_known_parts():
@@ -164,11 +165,12 @@ def test_random_entropy_is_uniform_and_drawn_for_each_position():
 
 
 def test_introspective_targets_by_hand():
-    """Entropies 1.75 and 2 bits of distributions over four tokens; a head reading 2.75 misses the first by one bit."""
+    """Entropies 1.75 and 2 bits of distributions over four tokens; a head reading 2.75 misses the first by one bit. A nudge of a tenth
+    that moves entropy by a quarter of a bit is 2.5 bits a unit."""
     peaked, flat = torch.tensor([0.5, 0.25, 0.125, 0.125]).log(), torch.zeros(4)
     logits = torch.stack([peaked, flat])[None].requires_grad_(True)
     head = torch.tensor([[2.75, 2.75]], requires_grad=True)
-    output = Output(logits, torch.zeros(1, 2, 3), head, plain=flat.expand(1, 2, 4), nudged=torch.stack([peaked, flat])[None])
+    output = Output(logits, torch.zeros(1, 2, 3), head, plain=flat.expand(1, 2, 4), nudged=torch.stack([peaked, flat])[None], symbols=4)
     own = INTROSPECTIVE["self_entropy"](output)
     torch.testing.assert_close(own, torch.tensor([[1.75, 2.0]]), rtol=0, atol=1e-6)
     loss = ROUTES["scalar_mse"](output, own)
@@ -176,7 +178,21 @@ def test_introspective_targets_by_hand():
     by_head, by_logits = torch.autograd.grad(loss.sum(), [head, logits], allow_unused=True)
     torch.testing.assert_close(by_head, torch.tensor([[2.0, 1.5]]), rtol=0, atol=1e-6)
     assert by_logits is None
-    torch.testing.assert_close(INTROSPECTIVE["self_perturbation"](output), torch.tensor([[0.25, 0.0]]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(INTROSPECTIVE["self_perturbation"](output), torch.tensor([[2.5, 0.0]]), rtol=0, atol=1e-5)
+
+
+def test_uniform_means_over_the_symbols_not_over_the_vocabulary():
+    """A vocabulary of 18 with 17 symbols: log2 17 bits; a peak of 1/17 says certainly noise."""
+    task = get_task("opaque")
+    drawn = task.sample(4, generator("opaque signals"))
+    posterior = task.posterior(drawn.tokens, torch.float32)
+    data = StepData(drawn.tokens, drawn.is_program.float(), posterior, None, generator("draws"), symbols=task.modulus)
+    assert posterior.predictive.shape[-1] == 18
+    torch.testing.assert_close(SIGNALS["uniform_entropy"](data), torch.full_like(posterior.entropy, 4.087463), rtol=0, atol=1e-5)
+    even = torch.zeros(1, 1, 18)
+    even[..., 17] = -torch.inf
+    output = Output(even, torch.zeros(1, 1, 3), None, symbols=17)
+    assert ROUTES["softmax_peak"](output, torch.zeros(1, 1)).item() < 1e-12
 
 
 def test_the_nudge_is_a_unit_vector_for_each_index():
@@ -190,7 +206,7 @@ def test_routes_are_zero_at_their_target():
     data = step_data()
     probs = data.posterior.predictive
     logits = probs.clamp(min=1e-30).log()
-    output = Output(logits, torch.zeros(64, 15, 4), SIGNALS["program_weight"](data))
+    output = Output(logits, torch.zeros(64, 15, 4), SIGNALS["program_weight"](data), symbols=17)
     assert ROUTES["softmax_entropy"](output, data.posterior.entropy).max().item() < 1e-8
     assert ROUTES["scalar_mse"](output, data.posterior.program_weight).max().item() == 0
     assert ROUTES["residual_jump"](output, torch.zeros(64, 15)).max().item() == 0

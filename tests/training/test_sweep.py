@@ -13,10 +13,11 @@ import torch
 
 from wallprobe import runs, storage
 from wallprobe.errors import BusyError, ConfigError, WallprobeError
+from wallprobe.tasks.registry import parse_task
 from wallprobe.training import loop, work
 from wallprobe.training import sweep as sweeps
 from wallprobe.training.conditions import get_condition
-from wallprobe.training.engines import Event, perform
+from wallprobe.training.engines import INSIDE, Event, perform
 from wallprobe.training.engines.local import LocalEngine
 from wallprobe.training.recipes import Recipe
 
@@ -159,6 +160,15 @@ def test_a_stopped_training_leaves_a_checkpoint_of_that_very_step(tmp_path):
     assert loop.checkpoint_step(tmp_path / "cut" / "p3@42") == 0
 
 
+def test_a_student_waits_for_the_teacher_of_its_own_task_and_seed():
+    (student,) = jobs("c4@7")
+    variant = dataclasses.replace(student, task=parse_task("quadratic"))
+    assert [str(sweeps.teacher_of(job)) for job in (student, variant)] == ["c3@7", "c3-quadratic@7"]
+    assert str(sweeps.teacher_of(dataclasses.replace(student, teacher="p5@9"))) == "p5@9"
+    assert sweeps.teacher_of(dataclasses.replace(student, teacher="somewhere/c3@42")) is None
+    assert [sweeps.teacher_of(job) for job in jobs("c0", "c5")] == [None, None]
+
+
 def test_settings_that_cannot_be(tmp_path):
     twice = jobs("c0") + jobs("c0", recipe=WILD)
     for arguments, settings, message in (
@@ -170,6 +180,13 @@ def test_settings_that_cannot_be(tmp_path):
             sweep(arguments, tmp_path, **settings)
     assert sweep([], tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_starts_no_sweep(tmp_path, monkeypatch):
+    """As it would where a script without a guard is imported again."""
+    monkeypatch.setenv(INSIDE, "1")
+    with pytest.raises(ConfigError, match="under if __name__ == '__main__'"):
+        sweep(jobs("c0"), tmp_path)
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("1", (42,)), ("3", (42, 1337, 2024)), ("42,7", (42, 7)), ("9,", (9,)), ("7,7", (7,))])

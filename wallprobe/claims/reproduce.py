@@ -4,9 +4,10 @@ Only local runs count: what came with the package is somebody else's measurement
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from wallprobe.claims.ledger import Area
@@ -19,14 +20,17 @@ from wallprobe.training.loop import Job
 from wallprobe.training.recipes import get_recipe
 from wallprobe.training.sweep import Update, sweep
 
-# instrument -> module and function, imported when used: (run, device=...) -> Result
-INSTRUMENTS = {
-    "eval": ("wallprobe.training.evaluate", "evaluate"),
-    "probe": ("wallprobe.hooks.probes", "probe"),
-    "geometry": ("wallprobe.hooks.geometry", "geometry"),
-    "temperature": ("wallprobe.hooks.temperature", "temperature"),
-    "calibration": ("wallprobe.hooks.calibration", "calibration"),
-}
+# instrument -> module and function, imported when used: (run, device=..., settings) -> Result
+INSTRUMENTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "eval": ("wallprobe.training.evaluate", "evaluate", {}),
+        # The other targets take minutes a run and no claim reads them.
+        "probe": ("wallprobe.hooks.probes", "probe", {"targets": ("token",)}),
+        "geometry": ("wallprobe.hooks.geometry", "geometry", {}),
+        "temperature": ("wallprobe.hooks.temperature", "temperature", {}),
+        "calibration": ("wallprobe.hooks.calibration", "calibration", {}),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,9 @@ def measure(step: Step, root: Path | None = None, device: str = "cpu") -> Path:
     if step.partner is not None:
         result = _interchange(run, open_run(store / step.partner.folder), device)
     else:
-        module, function = INSTRUMENTS[step.instrument]
+        module, function, settings = INSTRUMENTS[step.instrument]
         instrument: Callable[..., Result] = getattr(importlib.import_module(module), function)
-        result = instrument(run, device=device)
+        result = instrument(run, device=device, **settings)
     return result.save_at(run.path / step.instrument)
 
 

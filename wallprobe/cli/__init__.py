@@ -6,7 +6,21 @@ from types import MappingProxyType
 
 import typer
 
-from wallprobe.cli import attention, calibration, claims, evaluate, gains, gallery, geometry, interchange, probe, reproduce, runs, temperature, train
+from wallprobe.cli import (
+    attention,
+    calibration,
+    claims,
+    evaluate,
+    gains,
+    gallery,
+    geometry,
+    interchange,
+    probe,
+    reproduce,
+    runs,
+    temperature,
+    train,
+)
 from wallprobe.errors import WallprobeError
 
 COMMANDS = MappingProxyType(

@@ -55,10 +55,10 @@ def reproduce(
 def _train(wanted: "list[RunName]", preset: str, root: Path | None, settings: dict[str, Any]) -> None:
     """The runs under the sweep's view; those that are there are passed over."""
     from wallprobe.claims.reproduce import train
-    from wallprobe.cli.sweeping import _view
+    from wallprobe.cli.sweeping import view
 
-    with _view(len(wanted)) as view:
-        train(wanted, preset, root, on_progress=view, **settings)
+    with view(len(wanted)) as show:
+        train(wanted, preset, root, on_progress=show, **settings)
 
 
 def _measure(area: "Area", preset: str, wanted: "list[RunName]", root: Path | None, device: str) -> None:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from wallprobe.runs import RunName
+    from wallprobe.tasks.task import Task
     from wallprobe.training.loop import Job
+    from wallprobe.training.recipes import Recipe
     from wallprobe.training.sweep import Outcome, Update
 
 LOG_SECONDS = 30.0  # between two lines where there is no terminal
@@ -46,6 +48,21 @@ def chosen_names(names: Sequence[str] | None, matrix: str | None, seeds: str | N
     return list(dict.fromkeys(found))
 
 
+def chosen_jobs(names: "Sequence[RunName]", recipe: "Recipe", task: "Task") -> "list[Job]":
+    """The trainings of these names; one with a task in it (`c0-quadratic`) has that task instead.
+
+    Raises:
+        UnknownNameError, ConfigError: for a condition that is none, or a name that disagrees with the task.
+    """
+    from wallprobe.tasks.registry import split_name
+    from wallprobe.training.conditions import conditions, get_condition
+    from wallprobe.training.loop import Job
+
+    known = conditions()
+    found = [(name.seed, *split_name(name.condition, known, task)) for name in names]
+    return [Job(get_condition(condition), recipe, seed, own) for seed, condition, own in found]
+
+
 def run_sweep(jobs: "Sequence[Job]", runs: Path | None, *, json: bool, manifest: dict[str, Any], **settings: Any) -> None:
     """Train them all and print what became of them; exit code 2 if a run is not there at the end.
 
@@ -62,8 +79,8 @@ def run_sweep(jobs: "Sequence[Job]", runs: Path | None, *, json: bool, manifest:
     watch, device = Stopwatch(), settings["device"]
     workers, threads = share_cores(len(jobs), settings["workers"], settings["threads"], device)
     # Ray prints what befalls its workers to stdout, from a thread of its own.
-    with redirect_stdout(sys.stderr), _view(len(jobs)) as view:
-        outcomes = sweep(jobs, runs, on_progress=view, **settings)
+    with redirect_stdout(sys.stderr), view(len(jobs)) as show:
+        outcomes = sweep(jobs, runs, on_progress=show, **settings)
     if json:
         config = manifest | {"engine": settings["engine"], "workers": workers, "threads": threads, "compiled": settings["compile"]}
         told = provenance(config=config, device=device, dtype=f"weights fp32, products {jobs[0].recipe.precision}", watch=watch)
@@ -95,7 +112,7 @@ def _print_table(outcomes: "Sequence[Outcome]") -> None:
     common.out().print(table)
 
 
-class _View:
+class View:
     """One line a running run and one bar for all the steps that are left; without a terminal, a line now and then."""
 
     def __init__(self, progress: "Progress", runs: int) -> None:
@@ -146,6 +163,7 @@ class _View:
 
 
 @contextmanager
-def _view(runs: int) -> Iterator[_View]:
+def view(runs: int) -> Iterator[View]:
+    """A view of so many runs on stderr, to be given to a sweep as its `on_progress`."""
     with common.progress() as progress:
-        yield _View(progress, runs)
+        yield View(progress, runs)

@@ -1,7 +1,7 @@
 """`wallprobe train`: make runs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,34 +51,42 @@ def train(
 
     from wallprobe import models
     from wallprobe.runs import default_root
-    from wallprobe.tasks.registry import change, parse_task, split_name
+    from wallprobe.tasks.registry import change, parse_task
     from wallprobe.training.compiler import wants_compile
-    from wallprobe.training.conditions import conditions, get_condition
-    from wallprobe.training.loop import Job
     from wallprobe.training.recipes import get_recipe
 
     recipe = get_recipe(preset, steps=steps)
     if checkpoint_every is not None:
         recipe = dataclasses.replace(recipe, checkpoint_every=checkpoint_every)
-    parsed = sweeping.chosen_names(names, matrix, seeds, seed)
     wanted = parse_task(task) if modulus is None else change(parse_task(task), modulus=modulus)
-    chosen = [split_name(name.condition, conditions(), wanted) for name in parsed]
-    todo = [Job(get_condition(condition), recipe, name.seed, own) for name, (condition, own) in zip(parsed, chosen, strict=True)]
+    todo = sweeping.chosen_jobs(sweeping.chosen_names(names, matrix, seeds, seed), recipe, wanted)
     place, compiled = models.pick_device(device), wants_compile(compile)
+    manifest: dict[str, Any]
     if len(todo) > 1 or matrix or seeds or jobs or engine != "local":
         manifest = {"recipe": recipe.config(), "matrix": matrix, "seeds": sorted({job.seed for job in todo})}
-        settings = {"workers": jobs, "threads": threads, "device": place, "compile": compiled, "force": force, "engine": engine}
+        settings: dict[str, Any] = {
+            "workers": jobs,
+            "threads": threads,
+            "device": place,
+            "compile": compiled,
+            "force": force,
+            "engine": engine,
+        }
         sweeping.run_sweep(todo, runs, json=json, manifest=manifest, **settings)
         return
     if threads is not None:
         torch.set_num_threads(threads)
-    done = _train_one(todo[0], runs or default_root(), place, compiled, force)
-    if json:
-        manifest = {"recipe": recipe.config(), "device": place, "threads": torch.get_num_threads(), "compiled": compiled}
-        common.print_json({"kind": "train", "summary": [done.record()], "values": [], "manifest": manifest})
-    else:
+    manifest = {"recipe": recipe.config(), "device": place, "threads": torch.get_num_threads(), "compiled": compiled}
+    _print_one(_train_one(todo[0], runs or default_root(), place, compiled, force), manifest if json else None)
+
+
+def _print_one(done: "Done", manifest: dict[str, Any] | None) -> None:
+    """One JSON object where there is a manifest for it, else the finding."""
+    if manifest is None:
         seconds = done.run.manifest["wall_time_s"]
         common.out().print(f"{done.run.path}: {seconds:.0f} s. {done.summary['finding']}", soft_wrap=True)
+    else:
+        common.print_json({"kind": "train", "summary": [done.record()], "values": [], "manifest": manifest})
 
 
 def _train_one(job: "Job", root: Path, device: str, compiled: bool, force: bool) -> "Done":

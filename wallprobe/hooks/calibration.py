@@ -258,8 +258,8 @@ def _finding(summary: dict[str, Any]) -> str:
     geomean = beyond("best_mass_geomean")
     mass = f"{geomean:.2f}" if geomean >= 0.01 else f"1/{round(1 / geomean):,}" if geomean > 1e-12 else "nothing"
     return (
-        f"{summary['run']}, unsupervised positions: {summary['verdict']}. Entropy is {beyond('entropy_mae'):.3g} bits off, confidence "
-        f"{beyond('confidence'):.2f} where {beyond('exact_confidence'):.2f} is due, right {beyond('accuracy'):.2f} of the time "
-        f"(calibration error {beyond('ece_confidence'):.3f} against that due, {beyond('ece_drawn'):.3f} against the drawn token); "
-        f"the Bayes-best token, due {beyond('best_posterior'):.2f}, usually gets {mass}."
+        f"{summary['run']}, unsupervised positions: {summary['verdict']}. Entropy is {beyond('entropy_mae'):.3g} bits off; confidence "
+        f"misses what is due by {beyond('ece_confidence'):.3f} and what comes true by {beyond('ece_drawn'):.3f} (calibration errors); the "
+        f"first choice is right {beyond('accuracy'):.2f} of the time, and the Bayes-best token, due {beyond('best_posterior'):.2f}, "
+        f"usually gets {mass}."
     )

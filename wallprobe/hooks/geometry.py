@@ -236,9 +236,8 @@ def _finding(summary: dict[str, Any]) -> str:
     """One plain sentence: near the supervised state or not, rising or not, and how much of it any other sequence has too."""
     way = "rising" if summary["rises_with_depth_low"] > 0 else "falling" if summary["rises_with_depth_high"] < 0 else "unchanged"
     return (
-        f"{summary['run']}: at the last layer, states at unsupervised indices have cosine {summary['cosine_last_layer']:.2f} with the last "
-        f"supervised one, {way} with depth from {summary['cosine_first_layer']:.2f} (programs {summary['cosine_program_last_layer']:.2f}, "
-        f"noise {summary['cosine_noise_last_layer']:.2f}); another sequence's state has {summary['cosine_control_last_layer']:.2f}, one of "
-        f"the same class {summary['cosine_same_class_last_layer']:.2f}, and before training it is "
-        f"{summary['cosine_untrained_last_layer']:.2f}."
+        f"{summary['run']}: at the last layer, unsupervised states have cosine {summary['cosine_last_layer']:.2f} with the last supervised "
+        f"one (programs {summary['cosine_program_last_layer']:.2f}, noise {summary['cosine_noise_last_layer']:.2f}), {way} with depth from "
+        f"{summary['cosine_first_layer']:.2f}; another sequence of the same class has {summary['cosine_same_class_last_layer']:.2f}, "
+        f"the network before training {summary['cosine_untrained_last_layer']:.2f}."
     )

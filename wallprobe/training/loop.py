@@ -169,7 +169,7 @@ class Trainer:
             with torch.no_grad():
                 logits = lean.forward(self._teacher_params, tokens[:, :-1], self.teacher.shape)[0]
         draws = generator(job.seed, "signal", self.step_number)
-        data = StepData(tokens, block.label, posterior, logits, draws, job.condition.constant, job.recipe.d_model)
+        data = StepData(tokens, block.label, posterior, logits, draws, job.condition.constant, job.recipe.d_model, symbols=job.task.modulus)
         return tokens, SIGNALS[job.condition.signal](data), block.next_tokens
 
     def _eager_losses(
@@ -193,7 +193,7 @@ class Trainer:
                 # Dropout would change the entropy more than the nudge does.
                 plain = logits.detach() if not recipe.dropout else self._forward(frozen, tokens)[0]
                 nudged = self._forward(frozen, tokens, nudge=target)[0]
-        output = Output(logits, residual, head, plain, nudged)
+        output = Output(logits, residual, head, plain, nudged, symbols=self.job.task.modulus)
         return supervised, self.signal_loss(output, target)
 
     def _forward(self, params: lean.Params, tokens: Tensor, dropout: float = 0.0, nudge: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -392,6 +392,14 @@ def _finished(folder: Path, job: Job) -> runs.Run:
     return run
 
 
+def teacher_name(job: Job) -> str | None:
+    """The run (by name, or its folder) that the job learns from; None if it learns from none, or from an untrained network."""
+    source = job.teacher or job.condition.teacher
+    if source is None or (source == "untrained" and job.teacher is None):
+        return None
+    return source if job.teacher or "@" in source else str(runs.RunName(source + job.task.suffix, job.seed))
+
+
 def load_teacher(job: Job, root: Path | None = None) -> Teacher | None:
     """The run the job learns from; None if it learns from none, or from an untrained network.
 
@@ -402,10 +410,9 @@ def load_teacher(job: Job, root: Path | None = None) -> Teacher | None:
     condition = job.condition
     if job.teacher is not None and condition.signal != "teacher":
         raise ConfigError(f"condition {condition.name} learns from no teacher, but {job.teacher} was given; teachers are for c4")
-    source = job.teacher or condition.teacher
-    if source is None or (source == "untrained" and job.teacher is None):
+    name = teacher_name(job)
+    if name is None:
         return None
-    name = source if job.teacher or "@" in source else str(runs.RunName(source + job.task.suffix, job.seed))
     try:
         run = runs.resolve_run(name, root)
     except UnknownNameError as error:

@@ -6,7 +6,7 @@ signal's target comes from the network's own output in the same step, as a const
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
@@ -32,6 +32,7 @@ class StepData:
         generator: random numbers of this step, drawn on CPU.
         constant: the condition's constant target in bits, where it has one.
         d_model: width of the residual stream.
+        symbols: p, the tokens a sequence may hold; a vocabulary with a separator or with room to spare is larger.
     """
 
     tokens: Int[Tensor, "batch index"]
@@ -41,6 +42,7 @@ class StepData:
     generator: torch.Generator
     constant: float | None = None
     d_model: int = 0
+    symbols: int = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Output:
         head: scalar head's reading of the normalised final residual, where the route has one.
         plain, nudged: logits without dropout, and the same with the residual stream nudged half-way up; constants, there for
             signal "self_perturbation" alone.
+        symbols: p, as in `StepData`.
     """
 
     logits: Float[Tensor, "batch position vocab"]
@@ -60,6 +63,7 @@ class Output:
     head: Float[Tensor, "batch position"] | None
     plain: Float[Tensor, "batch position vocab"] | None = None
     nudged: Float[Tensor, "batch position vocab"] | None = None
+    symbols: int = field(kw_only=True)
 
 
 Signal = Callable[[StepData], Tensor]
@@ -81,7 +85,7 @@ def _entropy(data: StepData) -> Tensor:
 
 
 def _uniform_entropy(data: StepData) -> Tensor:
-    return torch.full_like(data.posterior.entropy, math.log2(data.posterior.predictive.shape[-1]))
+    return torch.full_like(data.posterior.entropy, math.log2(data.symbols))
 
 
 def _constant_entropy(data: StepData) -> Tensor:
@@ -92,7 +96,7 @@ def _constant_entropy(data: StepData) -> Tensor:
 def _random_entropy(data: StepData) -> Tensor:
     """Uniform between 0 and log2 p, one draw for each sequence and position, as the published study has it."""
     exact = data.posterior.entropy
-    return torch.rand(exact.shape, generator=data.generator).to(exact) * math.log2(data.posterior.predictive.shape[-1])
+    return torch.rand(exact.shape, generator=data.generator).to(exact) * math.log2(data.symbols)
 
 
 def _nudge(data: StepData) -> Float[Tensor, "batch position d_model"]:
@@ -153,12 +157,13 @@ def _own_entropy(output: Output) -> Tensor:
 
 
 def _own_sensitivity(output: Output) -> Tensor:
+    """Change of entropy per relative length of the nudge: a rate, so that its size does not hang on how small a nudge is."""
     assert output.plain is not None
     assert output.nudged is not None
-    return (entropy_bits(output.nudged) - entropy_bits(output.plain)).abs()
+    return (entropy_bits(output.nudged) - entropy_bits(output.plain)).abs() / NUDGE
 
 
-# Targets, in bits, that only the network's own output can give.
+# Targets, in bits (bits per relative length for the perturbation), that only the network's own output can give.
 INTROSPECTIVE: Mapping[str, Callable[[Output], Tensor]] = MappingProxyType(
     {"self_entropy": _own_entropy, "self_perturbation": _own_sensitivity}
 )
@@ -178,7 +183,7 @@ def _softmax_kl(output: Output, target: Tensor) -> Tensor:
 
 
 def _softmax_peak(output: Output, target: Tensor) -> Tensor:
-    floor = 1.0 / output.logits.shape[-1]
+    floor = 1.0 / output.symbols
     peak = output.logits.softmax(-1).amax(-1)
     return ((peak - floor) / (1.0 - floor) - target).square()
 

@@ -14,8 +14,8 @@ from wallprobe import runs
 from wallprobe.errors import ConfigError, WallprobeError
 from wallprobe.manifest import source_commit
 from wallprobe.training import work
-from wallprobe.training.engines import Engine, Event, Task
-from wallprobe.training.loop import Job, checkpoint_step
+from wallprobe.training.engines import INSIDE, Engine, Event, Task
+from wallprobe.training.loop import Job, checkpoint_step, teacher_name
 
 SEEDS = (42, 1337, 2024, 7, 2718)  # `--seeds 3` are the first three; the first is every command's default
 ENGINES = ("local", "ray")
@@ -146,11 +146,13 @@ def sweep(
         One Outcome a job, in the order given. Failures are among them and raise nothing.
 
     Raises:
-        ConfigError: for an unknown engine, two different jobs of one name, or fewer than one worker.
+        ConfigError: for an unknown engine, two different jobs of one name, fewer than one worker, or inside a worker.
         KeyboardInterrupt: goes on after the workers have saved their checkpoints.
     """
     store = (root or runs.default_root()).resolve()
     sizes = share_cores(len(jobs), workers, threads, device)
+    if os.environ.get(INSIDE):
+        raise ConfigError("a worker of a sweep has started a sweep: put the call of your script under if __name__ == '__main__':")
     if isinstance(engine, str) and engine not in ENGINES:
         raise ConfigError(f"no engine named '{engine}'; there are: {', '.join(ENGINES)}")
     source_commit()  # remembered now: the checkout may move on meanwhile
@@ -200,11 +202,9 @@ def make_engine(name: str, workers: int, threads: int) -> Engine:
 
 
 def teacher_of(job: Job) -> runs.RunName | None:
-    """The run it learns from, if that has a name."""
-    source = job.condition.teacher
-    if source is None or source == "untrained":
-        return None
-    return runs.RunName.parse(source) if "@" in source else runs.RunName(source, job.seed)
+    """The run it learns from, if that has a name: a folder is there or is not, and nobody waits for it."""
+    name = teacher_name(job)
+    return None if name is None or runs.NAME.match(name) is None else runs.RunName.parse(name)
 
 
 def unique(jobs: Iterable[Job]) -> dict[runs.RunName, Job]:

@@ -27,7 +27,7 @@ ROWS = {
     "ece_exact": "Calibration error against P of the chosen token",
     "ece_drawn": "Calibration error against the drawn token",
 }
-PREDICTORS = {"run": "run", "exact": "exact answer", "relabelled": "exact answer, tokens moved by 1", "uniform": "uniform guess"}
+PREDICTORS = {"run": "run", "exact": "exact", "relabelled": "tokens moved", "uniform": "uniform"}
 
 
 def exhibit(result: Result) -> Exhibit:
@@ -52,7 +52,7 @@ def _reliability(result: Result) -> Figure:
     frames = tuple(
         Frame((Panel(PLOTLY, _diagram(result, side)),), words) for side, words in SIDES.items() if side in result.data["side"].values
     )
-    due, token = (charts.number(result.summary.get(f"ece_{key}_unsupervised")) for key in ("confidence", "drawn"))
+    due, token = (charts.chance(result.summary.get(f"ece_{key}_unsupervised")) for key in ("confidence", "drawn"))
     title = f"Beyond the wall, confidence misses what is due by {due} and what comes true by {token}"
     caption = (
         "Each mark is a bin of confidence, its size the share of predictions in it; a calibrated run lies on the diagonal. "
@@ -84,7 +84,6 @@ def _diagram(result: Result, side: str) -> Spec:
     layout = {
         "xaxis": charts.axis("confidence, max Q", "probability", range=full),
         "yaxis": charts.axis("probability or fraction", range=full),
-        "legend": {"itemsizing": "constant"},
     }
     return {"data": traces, "layout": layout}
 
@@ -123,11 +122,12 @@ def _references(result: Result, side: str) -> Table:
     names = [name for name in PREDICTORS if name in result.data["predictor"].values]
     at = result.data.sel(side=side)
     rows = [
-        [label, *(float(at[f"reference_{key}"].sel(predictor=name)) for name in names)]
+        [label, *(round(float(at[f"reference_{key}"].sel(predictor=name)), 9) for name in names)]
         for key, label in ROWS.items()
         if f"reference_{key}" in at
     ]
     caption = (
-        "With its tokens moved by one the exact answer is exactly as sure as it should be and always wrong: what calibration alone allows."
+        "Exact: the Bayesian answer. Tokens moved: the same with every token moved on by one, exactly as sure as it should be and sure of "
+        "the wrong token: what agreement in entropy allows."
     )
     return Table(f"Beside the references, {SIDES[side]}", ("measure", *(PREDICTORS[name] for name in names)), rows, caption)

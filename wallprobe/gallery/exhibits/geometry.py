@@ -69,7 +69,7 @@ def _layout() -> Spec:
 
 def _by_layer(result: Result) -> Figure:
     own, other, first = (
-        charts.number(result.summary.get(f"cosine_{key}")) for key in ("last_layer", "same_class_last_layer", "first_layer")
+        charts.chance(result.summary.get(f"cosine_{key}")) for key in ("last_layer", "same_class_last_layer", "first_layer")
     )
     title = f"The cosine goes from {first} to {own} with depth; another sequence of the same class has {other}"
     caption = (
@@ -117,7 +117,7 @@ def _heat(result: Result, name: str) -> Spec:
 
 
 def _centred(result: Result) -> Figure:
-    own, other = (charts.number(result.summary.get(f"cosine_centred{key}_last_layer")) for key in ("", "_same_class"))
+    own, other = (charts.chance(result.summary.get(f"cosine_centred{key}_last_layer")) for key in ("", "_same_class"))
     title = f"With the mean state taken away: {own} at the last layer, {other} for another sequence of the same class"
     caption = (
         "The mean over sequences at each index and layer is subtracted first. Where the two upper lines meet, what is left is the class."
@@ -135,7 +135,7 @@ def _pairwise(result: Result) -> Figure:
         for name, (label, color, dash, symbol) in shown.items()
     ]
     first, last, before = (
-        charts.number(result.summary.get(f"pairwise_{key}_layer")) for key in ("cosine_first", "cosine_last", "untrained_last")
+        charts.chance(result.summary.get(f"pairwise_{key}_layer")) for key in ("cosine_first", "cosine_last", "untrained_last")
     )
     title = f"States cluster with depth: mean pairwise cosine from {first} to {last} ({before} before training)"
     caption = "Mean over all pairs of indices. Band: 95 % bootstrap interval over sequences."

@@ -71,7 +71,7 @@ def _positions(result: Result) -> Figure:
     )
     traces = [part for name, _, color, _, _ in arms for part in charts.band(data, name, x, color)]
     traces += [charts.line(data, name, x, label=label, color=color, dash=dash, symbol=mark) for name, label, color, dash, mark in arms]
-    best, uniform = (charts.number(result.summary.get(f"{key}_unsupervised")) for key in ("kl_best_bits", "kl_uniform_bits"))
+    best, uniform = (charts.chance(result.summary.get(f"{key}_unsupervised")) for key in ("kl_best_bits", "kl_uniform_bits"))
     title = f"A best temperature for each position leaves {best} bits beyond the wall; a uniform guess, {uniform}"
     spec = {"data": traces, "layout": charts.position_layout(result.data, "KL from the exact answer", "bits")}
     caption = "Each temperature is fitted on the sequences it is measured on: a bound in the run's favour. Band: 95 % bootstrap interval."
@@ -99,7 +99,7 @@ def _top1(result: Result) -> Figure:
         charts.line(data, "top1_exact", x, label="exact answer", color="@series-3", dash="dash", symbol="square"),
         charts.line(data, "top1", x, label="run", color="@series-1"),
     ]
-    own, exact = (charts.number(result.summary.get(f"{key}_unsupervised")) for key in ("top1", "top1_exact"))
+    own, exact = (charts.chance(result.summary.get(f"{key}_unsupervised")) for key in ("top1", "top1_exact"))
     title = f"No temperature changes the first choice: right {own} of the time beyond the wall, the exact answer's {exact}"
     spec = {"data": traces, "layout": charts.position_layout(result.data, "first choice is the next token", "fraction")}
     return chart(

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from wallprobe.runs import RunName
 from wallprobe.training.loop import Job, Progress
 
+INSIDE = "WALLPROBE_WORKER"  # set in a worker's environment
 Kind = Literal["progress", "done", "failed", "stopped", "lost"]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 from wallprobe.runs import RunName
-from wallprobe.training.engines import Event, Task
+from wallprobe.training.engines import INSIDE, Event, Task
 from wallprobe.training.engines.worker import STOP, encode
 from wallprobe.training.loop import Progress
 
@@ -33,7 +33,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)),
+            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {INSIDE: "1"},
             # Ctrl-C in a terminal goes to the whole foreground group; these are told by us.
             start_new_session=True,
         )
