@@ -85,6 +85,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             muon_lr=0.01,
             adam_lr=0.002,
             precision="bf16",
+            signal_weight=0.1,
+            teacher_weight=0.5,
             continuations=64,
         ),
         "paper": Recipe(
