@@ -1,10 +1,13 @@
-"""Probes of every cell in one batch against a scikit-learn LogisticRegression loop: same rows, labels, split and penalties, in one run.
+"""Probes of every cell in batches against a scikit-learn LogisticRegression loop: same rows, labels, split and penalties, in one run.
 
-    python benchmarks/probes.py [--run c0] [--n 4000] [--threads 2] [--strength 0.01] [--cells 12]
+    python benchmarks/probes.py [--run c0] [--n 4000] [--threads 1] [--cells 12] [--only raw,standardised,path]
 
-First at one strength, over every cell (layer x index), target and control; then along the path of strengths, as `wallprobe probe`
-fits, over a random sample of cells. A cell's score is its accuracy on the test sequences. Both start from the same fp32
-activations, standardise on the training rows, fit and score; scikit-learn has its own default tolerance.
+Three tables. `raw`: activations as captured, scikit-learn's default C = 1. `standardised`: each feature divided by its standard
+deviation, which spares scikit-learn most of its iterations; C = 1 again. `path`: what `wallprobe probe` does, standardised, the
+strength chosen along a path by the validation loss. The token's and the class's loops run over every cell (layer x index) and
+control, those of a and b over a random sample of cells; times are per fit, with centring or standardising and scoring.
+scikit-learn keeps its default tolerance. One thread for both by default: scikit-learn's fits are too small to share, and on a busy
+machine two threads wait for each other, which flatters the batch beyond reason. There read the processor's ratio, too.
 """
 
 import argparse
@@ -32,30 +35,30 @@ from wallprobe.runs import resolve_run
 from wallprobe.tasks.registry import from_manifest
 
 ROUNDS = 3
-FAMILIES = (("token",), ("class",), ("a", "b"))
+GROUPS = ((("token",), ("class",)), (("a", "b"),))  # by rows, then by number of classes: what one batched solve takes
+TABLES = ("raw", "standardised", "path")
 
 
 @dataclass(frozen=True)
-class Family:
-    """Targets of one shape, each followed by its control: what one batched solve takes.
+class Group:
+    """Cells of one set of rows, and the problems fitted to them.
 
     Attributes:
         names: targets.
         rows: activations, training rows first, then validation, then test.
-        labels: of all rows.
+        solves: labels of all rows, each target's followed by its control's, and their number of classes.
         sizes: training and validation rows.
-        classes: number of classes.
     """
 
     names: tuple[str, ...]
     rows: torch.Tensor
-    labels: torch.Tensor
+    solves: tuple[tuple[torch.Tensor, int], ...]
     sizes: tuple[int, int]
-    classes: int
 
-    def sample(self, cells: Sequence[int]) -> "Family":
+    def sample(self, cells: Sequence[int]) -> "Group":
         """Some of the cells."""
-        return Family(self.names, self.rows[list(cells)], self.labels[list(cells)], self.sizes, self.classes)
+        chosen = list(cells)
+        return Group(self.names, self.rows[chosen], tuple((labels[chosen], classes) for labels, classes in self.solves), self.sizes)
 
 
 def main() -> None:
@@ -63,106 +66,121 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="c0")
     parser.add_argument("--n", type=int, default=4000)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--strength", type=float, default=0.01)
-    parser.add_argument("--cells", type=int, default=12, help="cells of the second table, drawn at random")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cells", type=int, default=12, help="cells of scikit-learn's loop for a and b")
+    parser.add_argument("--only", default=",".join(TABLES), help="which tables")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    families = gather(options.run, options.n)
-    cells = families[0].rows.shape[0]
+    groups = gather(options.run, options.n)
+    cells, chosen = groups[0].rows.shape[0], options.only.split(",")
     drawn = sorted(torch.randperm(cells, generator=generator("benchmark"))[: options.cells].tolist())
+    head = f"{options.run}, n = {options.n}, {groups[0].rows.shape[2]} features, fp32, threads {options.threads}"
+    Console().print(f"{cells} cells; scikit-learn's loop takes all for token and class, cells {drawn} for a and b", soft_wrap=True)
     with threadpool_limits(options.threads):
-        head = f"{options.run}, n = {options.n}, {families[0].rows.shape[2]} features, fp32, {options.threads} threads"
-        compare(f"One strength, {options.strength:g}; {cells} cells; {head}", families, (options.strength,))
-        path = ", ".join(f"{strength:g}" for strength in probes.STRENGTHS)
-        compare(f"Path {path}; cells {drawn} of {cells}; {head}", [one.sample(drawn) for one in families], probes.STRENGTHS)
+        for table in chosen:
+            compare(f"{table}: {head}", groups, drawn, standardise=table != "raw", path=table == "path")
 
 
-def gather(name: str, n: int) -> list[Family]:
+def gather(name: str, n: int) -> list[Group]:
     """The activations and labels that `wallprobe probe` takes."""
     run = resolve_run(name)
     task, loaded = from_manifest(run.manifest["task"]), models.load_run(run)
     drawn = task.sample(n, generator(0, "probe"))
     exact = task.posterior(drawn.tokens)
     states = probes.activations(loaded, drawn.tokens, tuple(range(loaded.n_layers)), "resid_post")
-    split, families = probes.Split.of(n), []
-    for names in FAMILIES:
-        targets = [classification(task, drawn, exact, target) for target in names]
-        part = split.among(targets[0].sequences)
-        rows, problems = states[:, :, part.order].flatten(0, 1), []
-        for target in targets:
-            true = target.label[part.order].T.repeat(loaded.n_layers, 1)
-            problems += [true, true.gather(1, probes.shuffles(len(true), true.shape[1], 0, target.name))]
-        sizes = len(part.train), len(part.validation)
-        families.append(Family(names, rows, torch.stack(problems, dim=1), sizes, targets[0].classes))
-    return families
+    split, groups = probes.Split.of(n), []
+    for families in GROUPS:
+        solves = []
+        for names in families:
+            targets = [classification(task, drawn, exact, target) for target in names]
+            part, problems = split.among(targets[0].sequences), []
+            for target in targets:
+                true = target.label[part.order].T.repeat(loaded.n_layers, 1)
+                problems += [true, true.gather(1, probes.shuffles(len(true), true.shape[1], 0, target.name))]
+            solves.append((torch.stack(problems, dim=1), targets[0].classes))
+        rows = states[:, :, part.order].flatten(0, 1)
+        groups.append(
+            Group(tuple(name for names in families for name in names), rows, tuple(solves), (len(part.train), len(part.validation)))
+        )
+    return groups
 
 
-def batched(family: Family, strengths: Sequence[float]) -> np.ndarray:
-    """Accuracy [cell, problem] by the batched solve."""
-    given = probes_fit.features(family.rows, *family.sizes)
-    # one row for each class: for two classes, scikit-learn's single row at strength s is the pair at 2 s
-    scale = 2.0 if family.classes == 2 else 1.0
-    fit = probes_fit.softmax_path(given, family.labels[..., : given.fitted], family.classes, [scale * value for value in strengths])
-    said = probes_fit.logits(fit.weights, given.rows[:, given.fitted :]).argmax(2)
-    return (said == family.labels[..., given.fitted :]).double().mean(2).numpy()
+def batched(group: Group, strengths: Sequence[float], standardise: bool) -> np.ndarray:
+    """Accuracy [cell, problem] by batched solves."""
+    given = probes_fit.features(group.rows, *group.sizes, standardise=standardise)
+    scores = []
+    for labels, classes in group.solves:
+        # one row for each class: for two classes, scikit-learn's single row at strength s is the pair at 2 s
+        fit = probes_fit.softmax_path(
+            given, labels[..., : given.fitted], classes, [value * (2 if classes == 2 else 1) for value in strengths]
+        )
+        said = probes_fit.logits(fit.weights, given.columns[..., given.fitted :]).argmax(2)
+        scores.append((said == labels[..., given.fitted :]).double().mean(2).numpy())
+    return np.concatenate(scores, axis=1)
 
 
-def looped(family: Family, strengths: Sequence[float]) -> np.ndarray:
+def looped(group: Group, strengths: Sequence[float], standardise: bool) -> np.ndarray:
     """The same by scikit-learn, one fit a cell, problem and strength; a path stops by the same rule."""
-    train, held = family.sizes[0], sum(family.sizes)
-    scores = np.zeros(family.labels.shape[:2])
-    for cell, (rows, labels) in enumerate(zip(family.rows.numpy(), family.labels.numpy(), strict=True)):
-        scaler = StandardScaler().fit(rows[:train])
-        given = scaler.transform(rows)
-        for problem, label in enumerate(labels):
+    train, held = group.sizes[0], sum(group.sizes)
+    labels = torch.cat([labels for labels, _ in group.solves], dim=1).numpy()
+    scores = np.zeros(labels.shape[:2])
+    for cell, rows in enumerate(group.rows.numpy()):
+        given = StandardScaler(with_std=standardise).fit(rows[:train]).transform(rows)
+        for problem, label in enumerate(labels[cell]):
             least = np.inf
             for strength in strengths:
-                model = LogisticRegression(C=1 / (train * strength), max_iter=2000).fit(given[:train], label[:train])
-                loss = (
-                    log_loss(label[train:held], model.predict_proba(given[train:held]), labels=model.classes_)
-                    if len(strengths) > 1
-                    else 0.0
-                )
+                model = LogisticRegression(C=1 / (train * strength), max_iter=10_000).fit(given[:train], label[:train])
+                loss = 0.0
+                if len(strengths) > 1:
+                    loss = log_loss(label[train:held], model.predict_proba(given[train:held]), labels=model.classes_)
                 if loss >= least:
                     break
                 least, scores[cell, problem] = loss, model.score(given[held:], label[held:])
     return scores
 
 
-def compare(title: str, families: Sequence[Family], strengths: Sequence[float]) -> None:
-    """Run both on every family and print a row each, and the whole."""
-    table = Table("target", "fits", "batched, s", "scikit-learn, s", "ratio", "CPU ratio", "mean difference", "worst cell", title=title)
-    totals, gaps = np.zeros(4), []
-    for family in families:
-        rounds = [timed(lambda family=family: batched(family, strengths)) for _ in range(ROUNDS - 1)]
+def compare(title: str, groups: Sequence[Group], drawn: Sequence[int], *, standardise: bool, path: bool) -> None:
+    """Run both on every group and print a row each, and the whole."""
+    table = Table("target", "fits", "batched", "scikit-learn", "ratio", "CPU", "mean diff.", "worst", title=title)
+    totals, gaps, fits = np.zeros(4), [], 0
+    for group in groups:
+        strengths = probes.STRENGTHS if path else (1 / group.sizes[0],)
+        cells = list(drawn) if "a" in group.names else list(range(len(group.rows)))
+        rounds = [timed(batched, group, strengths, standardise) for _ in range(ROUNDS - 1)]
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
-            loop = timed(lambda family=family: looped(family, strengths))
-        rounds.append(timed(lambda family=family: batched(family, strengths)))
-        own = [statistics.median(one[place] for one in rounds) for place in (0, 1)]
-        gap = 100 * (rounds[0][2] - loop[2])
-        gaps.append(gap)
-        totals += [own[0], loop[0], own[1], loop[1]]
-        table.add_row(", ".join(family.names), str(gap.size), *cells(own[0], loop[0], own[1], loop[1], gap))
+            loop = timed(looped, group.sample(cells), strengths, standardise)
+        rounds.append(timed(batched, group, strengths, standardise))
+        gap, size = 100 * (rounds[0][2][cells] - loop[2]), rounds[0][2].size
+        own = [statistics.median(one[place] for one in rounds) / size for place in (0, 1)]
+        times = np.array([own[0], loop[0] / gap.size, own[1], loop[1] / gap.size])
+        gaps.append(gap.ravel())
+        totals, fits = totals + times * size, fits + size
+        table.add_row(", ".join(group.names), str(gap.size), *figures(times, gaps[-1]))
     table.add_section()
-    table.add_row("all", str(sum(gap.size for gap in gaps)), *cells(*totals, np.concatenate([gap.ravel() for gap in gaps])))
-    table.caption = (
-        "Each target and its control. Differences of test accuracy in points (batched minus scikit-learn); the worst is the largest."
-    )
+    table.add_row("all", str(sum(map(len, gaps))), *figures(totals / fits, np.concatenate(gaps)))
+    table.caption = "Milliseconds a fit; ratio of wall and of processor time; test accuracy, batched minus scikit-learn, in points."
     Console().print(table)
 
 
-def cells(own: float, loop: float, own_cpu: float, loop_cpu: float, gap: np.ndarray) -> list[str]:
-    """The figures of a row."""
-    worst = gap.ravel()[np.abs(gap).argmax()]
-    return [f"{own:.2f}", f"{loop:.2f}", f"{loop / own:.1f} x", f"{loop_cpu / own_cpu:.1f} x", f"{gap.mean():+.3f}", f"{worst:+.2f}"]
+def figures(times: np.ndarray, gap: np.ndarray) -> list[str]:
+    """The figures of a row, from seconds a fit (wall of both, then processor of both) and differences of accuracy."""
+    own, peer, own_cpu, peer_cpu = times
+    worst = gap[np.abs(gap).argmax()]
+    return [
+        f"{1e3 * own:.1f}",
+        f"{1e3 * peer:.1f}",
+        f"{peer / own:.1f} x",
+        f"{peer_cpu / own_cpu:.1f} x",
+        f"{gap.mean():+.3f}",
+        f"{worst:+.2f}",
+    ]
 
 
-def timed(work: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
+def timed(work: Callable[..., np.ndarray], *given: object) -> tuple[float, float, np.ndarray]:
     """Wall seconds, processor seconds and what the work returned."""
     wall, processor = time.perf_counter(), time.process_time()
-    made = work()
+    made = work(*given)
     return time.perf_counter() - wall, time.process_time() - processor, made
 
 

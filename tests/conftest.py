@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -9,6 +10,28 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("wallprobe", "beartype.beartype")
+
+
+@pytest.fixture
+def invoke(monkeypatch, capsys, tmp_path):
+    """Run the command line in a fresh folder; returns (exit code, stdout, stderr)."""
+    from wallprobe import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["wallprobe", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            code = error.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

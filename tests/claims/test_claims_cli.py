@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import sys
 import time
 
 import pytest
 
 from tests.claims.conftest import evaluation, write_run
-from wallprobe import cli, models
+from wallprobe import models
 from wallprobe.claims import ledger, reproduce
 from wallprobe.claims.ledger import Area
 from wallprobe.claims.quantities import cell, summary
@@ -19,26 +18,6 @@ from wallprobe.training.recipes import Recipe
 from wallprobe.training.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("unbundled")
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys, tmp_path):
-    """Run the command line in a fresh folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["wallprobe", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

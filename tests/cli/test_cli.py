@@ -9,7 +9,7 @@ import pytest
 
 from wallprobe import cli, runs, storage
 
-COMMANDS = ["train", "eval", "runs", "interchange", "attention", "gains", "gallery"]
+COMMANDS = list(cli.COMMANDS)
 TRAIN = ["train", "--steps", "3", "--compile", "off"]
 
 
@@ -25,26 +25,6 @@ heavy = {"torch", "transformer_lens", "transformers", "xarray", "numpy", "plotly
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
 INTERCHANGE_SUMMARY = set("src dst layer site align p_rule p_import p_own noise_floor self_patch_max_change n_pairs".split())  # noqa: SIM905
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys, tmp_path):
-    """Run the command line in a fresh folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["wallprobe", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def everything(folder):

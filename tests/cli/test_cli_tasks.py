@@ -1,32 +1,11 @@
 """`--task` on the command line: a variant trained, found by name, and measured on other tasks than its own."""
 
 import json
-import sys
 
 import pytest
 
-from wallprobe import cli
 from wallprobe.tasks.registry import get_task
 from wallprobe.training import lean
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys, tmp_path):
-    """Run the command line in a fresh folder; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["wallprobe", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

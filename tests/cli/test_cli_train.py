@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from wallprobe import cli, runs
+from wallprobe import runs
 from wallprobe.training import loop, recipes, sweep
 
 TINY = recipes.Recipe(preset="small", n_layers=1, d_model=8, n_heads=2, steps=20, batch=4, warmup=2, checkpoint_every=10)
@@ -16,34 +16,20 @@ RECORD = set("name condition seed state path steps wall_time_s weight_hash train
 
 
 @pytest.fixture
-def invoke(monkeypatch, capsys, tmp_path):
-    """Run the command line in a fresh folder, with a tiny recipe; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("TERM", "dumb")
+def train(invoke, monkeypatch):
+    """Run `wallprobe train` with a tiny recipe; returns (exit code, stdout, stderr)."""
     monkeypatch.setattr(recipes, "RECIPES", {"small": TINY})
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["wallprobe", "train", *arguments, "--compile", "off"])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return lambda *arguments: invoke("train", *arguments, "--compile", "off")
 
 
-def test_a_sweep_of_finished_runs_prints_its_table_and_one_object(invoke, tmp_path):
+def test_a_sweep_of_finished_runs_prints_its_table_and_one_object(train, tmp_path):
     for name in ("c0", "c0@1337"):
-        assert invoke(name)[0] == 0
-    code, out, err = invoke("c0", "--seeds", "2")
+        assert train(name)[0] == 0
+    code, out, err = train("c0", "--seeds", "2")
     assert (code, err) == (0, "")
     for words in ("2 of 2 runs finished", "c0@1337", "there already", "trained MAE", "wall ratio"):
         assert words in out
-    found = json.loads(invoke("c0", "--seeds", "2", "--json")[1])
+    found = json.loads(train("c0", "--seeds", "2", "--json")[1])
     assert found["kind"] == "sweep"
     assert found["values"] == []
     assert [set(row) for row in found["summary"]] == [RECORD] * 2
@@ -54,15 +40,15 @@ def test_a_sweep_of_finished_runs_prints_its_table_and_one_object(invoke, tmp_pa
     assert found["manifest"]["config"]["seeds"] == [42, 1337]
     manifest = json.loads((tmp_path / "runs" / "c0@1337" / runs.MANIFEST).read_text())
     assert found["summary"][1]["weight_hash"] == manifest["weight_hash"]
-    again = json.loads(invoke("c0", "--json")[1])
+    again = json.loads(train("c0", "--json")[1])
     assert again["kind"] == "train"
     assert again["summary"][0]["weight_hash"] == found["summary"][0]["weight_hash"]
 
 
-def test_a_run_that_fails_is_told_at_the_end_with_exit_code_two(invoke):
-    assert invoke("c0")[0] == 0
-    assert invoke("c1")[0] == 0
-    code, out, err = invoke("c0", "c1", "--steps", "30", "--json")
+def test_a_run_that_fails_is_told_at_the_end_with_exit_code_two(train):
+    assert train("c0")[0] == 0
+    assert train("c1")[0] == 0
+    code, out, err = train("c0", "c1", "--steps", "30", "--json")
     assert code == 2
     assert [row["state"] for row in json.loads(out)["summary"]] == ["failed", "failed"]
     last = err.strip().splitlines()[-2:]
@@ -83,8 +69,8 @@ def test_a_run_that_fails_is_told_at_the_end_with_exit_code_two(invoke):
         (("c0", "c9"), "no condition named 'c9'"),
     ],
 )
-def test_bad_input_gets_one_line_and_leaves_nothing(invoke, tmp_path, arguments, message):
-    code, out, err = invoke(*arguments)
+def test_bad_input_gets_one_line_and_leaves_nothing(train, tmp_path, arguments, message):
+    code, out, err = train(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("wallprobe: ")
     assert len(err.splitlines()) == 1
@@ -92,11 +78,11 @@ def test_bad_input_gets_one_line_and_leaves_nothing(invoke, tmp_path, arguments,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_is_being_trained_gets_one_line(invoke, tmp_path):
+def test_a_run_that_is_being_trained_gets_one_line(train, tmp_path):
     folder = tmp_path / "runs" / "c0@42"
     folder.mkdir(parents=True)
     with loop.own(folder):
-        code, out, err = invoke("c0")
+        code, out, err = train("c0")
     assert (code, out) == (2, "")
     assert err == ("wallprobe: another process is training runs/c0@42; wait until it has finished, end it, or use another --runs folder\n")
 
@@ -111,7 +97,7 @@ def test_a_run_that_is_being_trained_gets_one_line(invoke, tmp_path):
         (("c0", "c1@7", "c1@7", "--seed", "5"), 2),
     ],
 )
-def test_what_is_swept(invoke, monkeypatch, words, expected):
+def test_what_is_swept(train, monkeypatch, words, expected):
     asked = []
 
     def note(jobs, root, **settings):
@@ -119,7 +105,7 @@ def test_what_is_swept(invoke, monkeypatch, words, expected):
         return [sweep.Outcome(job.name, "skipped") for job in jobs]
 
     monkeypatch.setattr(sweep, "sweep", note)
-    code, _, err = invoke(*words, "--jobs", "2", "--threads", "3")
+    code, _, err = train(*words, "--jobs", "2", "--threads", "3")
     assert code == 0, err
     ((names, settings),) = asked
     assert len(names) == len(set(names)) == expected
@@ -127,7 +113,8 @@ def test_what_is_swept(invoke, monkeypatch, words, expected):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from wallprobe import cli
 from wallprobe.training import recipes
 sizes = dict(n_layers=1, d_model=8, n_heads=2, batch=4, warmup=2)

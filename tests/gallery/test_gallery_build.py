@@ -14,6 +14,7 @@ from wallprobe.errors import StoreError
 from wallprobe.gallery import Exhibit, build, build_site
 from wallprobe.gallery.build import page_stem
 from wallprobe.gallery.longtable import columns
+from wallprobe.plugins import load_group
 
 
 def page(site: Path, start: str) -> str:
@@ -240,7 +241,9 @@ def test_built_in_exhibits_register_as_plugins_do(makers: dict[str, Any]) -> Non
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
     declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
     found = declared.get("wallprobe.exhibits")
-    assert found == {kind: f"{maker.__module__}:{maker.__name__}" for kind, maker in makers.items()}
+    registered = load_group("wallprobe.exhibits")
+    assert found == {kind: f"{maker.__module__}:{maker.__name__}" for kind, maker in registered.items()}
+    assert makers.items() <= registered.items()
 
 
 def test_an_attention_of_a_long_sequence_is_capped_and_says_so(samples: ModuleType, makers: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy
 import pytest
 import torch
 
@@ -65,6 +66,16 @@ def test_mode_concentration_sees_a_constant_answer():
     concentration = ev.mode_concentration(same)
     assert concentration[0].item() == 1.0
     assert concentration[1].item() == pytest.approx(0.1)
+
+
+def test_every_metric_of_the_specification_is_there_with_its_interval(run):
+    data = ev.evaluate(run, sequences=100).data
+    for name in (*ev.METRICS, "mode_concentration"):
+        low, middle, high = (data[f"{name}{suffix}"].values for suffix in ("_low", "", "_high"))
+        seen = ~numpy.isnan(middle)
+        assert seen[5:].all(), name
+        assert (low[seen] <= high[seen]).all(), name
+        assert (low[seen] <= middle[seen] + 1e-12).mean() > 0.9, name  # a maximum over tokens is above its resamples now and then
 
 
 @pytest.fixture(scope="module")

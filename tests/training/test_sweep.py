@@ -140,10 +140,14 @@ def test_a_lost_worker_is_replaced_twice_and_then_told(tmp_path, unevaluated):
 
 
 def test_an_interrupt_stops_the_engine_and_goes_on(tmp_path, unevaluated):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     engine = Inline()
     engine.events = lambda timeout: signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        sweep(jobs("c0"), tmp_path, engine=engine)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sweep(jobs("c0"), tmp_path, engine=engine)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (engine.stopped, engine.closed) == (True, True)
 
 

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from wallprobe.claims import rules
 from wallprobe.claims.ledger import Claim
-from wallprobe.claims.quantities import cell, summary
+from wallprobe.claims.quantities import Quantity, cell, summary
 from wallprobe.claims.wording import apart, figure, gone, kept, more, pattern, wall_ratio
 
 CONDITIONS = ("c0", "c1", "c2", "c3", "c4", "c5", "p1", "p2", "p3", "p4", "p5", "p6", "s1")
@@ -125,6 +125,17 @@ def _second_reading() -> Iterator[Claim]:
 def _grid() -> Iterator[Claim]:
     topic = "Signals and routes"
     mae = {name: summary(name, "eval", "untrained_mae") for name in CONDITIONS}
+    yield from _targets(topic, mae)
+    yield from _teachers(topic, mae)
+    yield from _heads(topic)
+    yield kept("p4.wall", topic, "The exact entropy through a scalar head keeps the wall: same information as c1, wrong account.", "p4")
+    yield kept("p6.wall", topic, "Control: another sequence's class posterior through the softmax keeps the wall.", "p6")
+    yield figure("s1.untrained_mae", topic, "s1, smooth hidden states: unsupervised entropy error.", 2.07, mae["s1"], "error", "bits")
+    smoothed, plain = (summary(name, "eval", "trained_mae") for name in ("s1", "c0"))
+    yield more("s1.harm", topic, "Smoothing hidden states harms the supervised side.", smoothed, plain, "bits")
+
+
+def _targets(topic: str, mae: Mapping[str, Quantity]) -> Iterator[Claim]:
     yield gone("c1.gone", topic, "The exact entropy through the softmax removes the wall.", "c1", seed=0.22)
     yield kept("c2.wall", topic, "Control: the entropy of the uniform distribution through the softmax keeps the wall.", "c2", seed=63.0)
     yield figure(
@@ -141,6 +152,9 @@ def _grid() -> Iterator[Claim]:
         "bits",
         pattern="c3.gone",
     )
+
+
+def _teachers(topic: str, mae: Mapping[str, Quantity]) -> Iterator[Claim]:
     yield gone("c4.gone", topic, "A trained teacher's predictions remove the wall.", "c4", seed=0.20)
     yield figure(
         "c4.wall_ratio",
@@ -176,6 +190,9 @@ def _grid() -> Iterator[Claim]:
         pattern="c5.wall",
         note=AT_10K,
     )
+
+
+def _heads(topic: str) -> Iterator[Claim]:
     yield more(
         "p2.modest",
         topic,
@@ -201,11 +218,6 @@ def _grid() -> Iterator[Claim]:
     yield figure(
         "p3.wall_ratio", topic, "p3, a random label: wall ratio.", 7.7, wall_ratio("p3"), "ratio", "ratio", pattern="p3.wall", note=AT_10K
     )
-    yield kept("p4.wall", topic, "The exact entropy through a scalar head keeps the wall: same information as c1, wrong account.", "p4")
-    yield kept("p6.wall", topic, "Control: another sequence's class posterior through the softmax keeps the wall.", "p6")
-    yield figure("s1.untrained_mae", topic, "s1, smooth hidden states: unsupervised entropy error.", 2.07, mae["s1"], "error", "bits")
-    smoothed, plain = (summary(name, "eval", "trained_mae") for name in ("s1", "c0"))
-    yield more("s1.harm", topic, "Smoothing hidden states harms the supervised side.", smoothed, plain, "bits")
 
 
 def _delivery() -> Iterator[Claim]:
@@ -254,29 +266,7 @@ def _delivery() -> Iterator[Claim]:
         )
 
 
-def _calibrated_and_wrong() -> Iterator[Claim]:
-    topic = "Calibrated and wrong"
-    kl = {name: summary(name, "eval", "kl_nats") for name in ("c0", "c1", "p1", "p5")}
-    for name, value in (("c1", 3.23), ("p5", 2.69)):
-        yield more(
-            f"{name}.kl_worse",
-            topic,
-            f"{name} matches the exact entropy and is further from the exact answer in KL than the baseline.",
-            kl[name],
-            kl["c0"],
-            "nats",
-            seed=value - 0.80,
-        )
-    yield more(
-        "c1.kl_worst",
-        topic,
-        "Of the two, the better calibrated is the further off: c1's KL exceeds p5's.",
-        kl["c1"],
-        kl["p5"],
-        "nats",
-        seed=3.23 - 2.69,
-    )
-    yield more("p1.kl_worse", topic, "p1's KL exceeds the baseline's.", kl["p1"], kl["c0"], "nats", seed=0.92 - 0.80)
+def _mass(topic: str) -> Iterator[Claim]:
     typical = summary("p5", "eval", "bayes_best_mass_geomean")
     span = (1 / 14_000, 1 / 3_000)
     reading = "the essay does not say which mean over sequences it takes; this is the {} one"
@@ -302,6 +292,32 @@ def _calibrated_and_wrong() -> Iterator[Claim]:
         pattern="p5.off_support",
         note=reading.format("arithmetic"),
     )
+
+
+def _calibrated_and_wrong() -> Iterator[Claim]:
+    topic = "Calibrated and wrong"
+    kl = {name: summary(name, "eval", "kl_nats") for name in ("c0", "c1", "p1", "p5")}
+    for name, value in (("c1", 3.23), ("p5", 2.69)):
+        yield more(
+            f"{name}.kl_worse",
+            topic,
+            f"{name} matches the exact entropy and is further from the exact answer in KL than the baseline.",
+            kl[name],
+            kl["c0"],
+            "nats",
+            seed=value - 0.80,
+        )
+    yield more(
+        "c1.kl_worst",
+        topic,
+        "Of the two, the better calibrated is the further off: c1's KL exceeds p5's.",
+        kl["c1"],
+        kl["p5"],
+        "nats",
+        seed=3.23 - 2.69,
+    )
+    yield more("p1.kl_worse", topic, "p1's KL exceeds the baseline's.", kl["p1"], kl["c0"], "nats", seed=0.92 - 0.80)
+    yield from _mass(topic)
     for name in ("p5", "c1"):
         deserved, given = (summary(name, "eval", key) for key in ("bayes_best_posterior", "bayes_best_mass"))
         yield apart(

@@ -32,8 +32,7 @@ def _probed(condition: str, position: int) -> Quantity:
     return summary(condition, "probe", f"token_accuracy_{position}")
 
 
-def _probes() -> Iterator[Claim]:
-    topic = "Probes"
+def _probed_figures(topic: str) -> Iterator[Claim]:
     names = {"c0": "the baseline's", "c1": "the entropy-regularised network's"}
     for condition, values in PROBED.items():
         for position, value in zip(POSITIONS, values, strict=True):
@@ -47,6 +46,11 @@ def _probes() -> Iterator[Claim]:
                 "accuracy",
                 pattern="probe.c0.drop" if condition == "c0" else "probe.c1.level",
             )
+
+
+def _probes() -> Iterator[Claim]:
+    topic = "Probes"
+    yield from _probed_figures(topic)
     yield apart(
         "probe.c0.drop",
         topic,

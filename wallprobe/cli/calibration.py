@@ -36,15 +36,7 @@ def calibration(
         runs=runs,
         results=results,
     )
-    if json:
-        common.print_json(common.together(measured, "run"))
-        return
-    out = common.out()
-    out.print(_table(measured))
-    for result in measured:
-        out.print(_reliability(result))
-        out.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True)
-    out.print("[dim]see them: wallprobe gallery --open[/dim]")
+    common.print_measured(measured, json, _reliability, above=() if json else [_table(measured)])
 
 
 ROWS = {

@@ -90,6 +90,21 @@ def measure_runs(
     return measured
 
 
+def print_measured(measured: "Sequence[Result]", json: bool, *tables: "Callable[[Result], Any]", above: "Sequence[Any]" = ()) -> None:
+    """What a command that measures runs prints: one JSON object, or what stands `above`, then each Result's tables and finding."""
+    if json:
+        print_json(together(measured, "run"))
+        return
+    console = out()
+    for table in above:
+        console.print(table)
+    for result in measured:
+        for make in tables:
+            console.print(make(result))
+        console.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True)
+    console.print("[dim]see them: wallprobe gallery --open[/dim]")
+
+
 def together(results: "Sequence[Result]", column: str) -> dict[str, Any]:
     """What `--json` prints of one Result, or of several of one kind: then `summary` is a list of flat records, and each record of
     `values` has the subject in `column`."""

@@ -57,6 +57,12 @@ def probe(
         return
     out = common.out()
     for result, folder in zip(measured, folders, strict=True):
+        out.print(
+            f"Probes of {result.summary['run']}, {result.summary['site']}: accuracy at layer {result.summary['layer']}, "
+            "R^2 for the entropy; then best layer:score",
+            soft_wrap=True,
+            markup=False,
+        )
         out.print(_table(result))
         out.print(_reading(result), soft_wrap=True)
         out.print(f"\n{result.summary['finding']}", style="bold", soft_wrap=True)
@@ -69,10 +75,9 @@ def _table(result: "Result") -> Any:
     from rich.table import Table
 
     data, summary = result.data, result.summary
-    title = f"Probes of {summary['run']}, {summary['site']}: accuracy at layer {summary['layer']} (R^2 for the entropy), best layer:score"
     tested = summary["n_test"] or summary["n_test_programs"]
     caption = f"{tested} test sequences; bold: the 95 % interval of selectivity is above 0; the line is the wall"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("index", justify="right", no_wrap=True)
     targets = [str(target) for target in data["target"].values]
     for target in targets:
@@ -99,7 +104,8 @@ def _cell(column: Any) -> str:
         return "[dim]-[/dim]"
     last, best = f"{scores[-1]:.3f}", int(scores.argmax())
     told = f"[bold]{last}[/bold]" if float(column["selectivity_low"][-1]) > 0 else last
-    return told if len(scores) == 1 else f"{told} [dim]{int(column['layer'][best])}:{scores[best]:.2f}[/dim]"
+    highest = f"{scores[best]:.2f}".removeprefix("0")
+    return told if len(scores) == 1 else f"{told} [dim]{int(column['layer'][best])}:{highest}[/dim]"
 
 
 def _reading(result: "Result") -> str:

@@ -40,14 +40,7 @@ def temperature(
         runs=runs,
         results=results,
     )
-    if json:
-        common.print_json(common.together(measured, "run"))
-        return
-    out = common.out()
-    for result in measured:
-        out.print(_table(result))
-        out.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True)
-    out.print("[dim]see them: wallprobe gallery --open[/dim]")
+    common.print_measured(measured, json, _table)
 
 
 def _temperature(value: float) -> str:

@@ -197,7 +197,7 @@ def softmax_scores(given: probes_fit.Features, targets: Sequence[Labels], split:
         problems += [true, true.gather(1, shuffles(len(true), true.shape[1], seed, target.name))]
     labels = torch.stack(problems, dim=1)
     fit = probes_fit.softmax_path(given, labels[..., : given.fitted], targets[0].classes, STRENGTHS)
-    right = probes_fit.logits(fit.weights, given.rows[:, given.fitted :]).argmax(2) == labels[..., given.fitted :]
+    right = probes_fit.logits(fit.weights, given.columns[..., given.fitted :]).argmax(2) == labels[..., given.fitted :]
 
     return [
         Scores(
@@ -222,8 +222,8 @@ def ridge_scores(
     target = torch.stack([true, true.gather(1, shuffles(len(true), true.shape[1], seed, "entropy"))], dim=1)
     train, held = given.train, given.fitted
     path = probes_fit.ridge_path(given, target[:, :, :train], RIDGES)
-    rows = given.rows[:, train:].double()
-    errors = torch.stack([weights[..., :-1] @ rows.mT + weights[..., -1:] - target[:, :, train:] for weights in path])
+    columns = given.columns[..., train:].double()
+    errors = torch.stack([weights[..., :-1] @ columns + weights[..., -1:] - target[:, :, train:] for weights in path])
     best = errors[..., : held - train].square().mean(3).argmin(0)
     left = errors[..., held - train :].gather(0, best[None, ..., None].expand(1, *errors[0, ..., held - train :].shape))[0]
     strength = torch.tensor(RIDGES, dtype=torch.float32)[best]

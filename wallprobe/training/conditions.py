@@ -142,22 +142,8 @@ def _grid() -> tuple[Condition, ...]:
     )
 
 
-def _further() -> tuple[Condition, ...]:
-    """The axes beyond the grid: c1 with one thing changed, or c0 with one thing added."""
-    entropy = ("entropy", "softmax_entropy")
+def _wrong_entropies() -> tuple[Condition, ...]:
     constants = (("0p5", 0.5), ("1", 1.0), ("2p08", 2.08), ("3", 3.0))
-    masks = (("6", (6,)), ("10", (10,)), ("14", (14,)))
-    schedules = (
-        ("late-1-3", Schedule(start=1 / 3), "Bayesian entropy from one third of the run on"),
-        ("late-2-3", Schedule(start=2 / 3), "Bayesian entropy from two thirds of the run on"),
-        ("removed-1-3", Schedule(stop=1 / 3), "Bayesian entropy until one third of the run, then none"),
-        ("pulse", Schedule(1 / 3, 2 / 3), "Bayesian entropy in the middle third of the run"),
-        ("pulse-short", Schedule(1 / 3, 2 / 5), "Bayesian entropy from 1/3 to 2/5 of the run, the published pulse"),
-    )
-    endogenous = (
-        ("temperature", ("temperature",), "no signal; a head that reads the residual sets the softmax's temperature"),
-        ("forget-gate", ("gate",), "no signal; learned gates on what each head sees of positions"),
-    )
     return (
         *(
             Condition(
@@ -177,6 +163,26 @@ def _further() -> tuple[Condition, ...]:
             summary="wrong target: an entropy drawn afresh for each step, sequence and position, through the softmax",
             axes=("wrong-entropy",),
         ),
+    )
+
+
+def _further() -> tuple[Condition, ...]:
+    """The axes beyond the grid: c1 with one thing changed, or c0 with one thing added."""
+    entropy = ("entropy", "softmax_entropy")
+    masks = (("6", (6,)), ("10", (10,)), ("14", (14,)))
+    schedules = (
+        ("late-1-3", Schedule(start=1 / 3), "Bayesian entropy from one third of the run on"),
+        ("late-2-3", Schedule(start=2 / 3), "Bayesian entropy from two thirds of the run on"),
+        ("removed-1-3", Schedule(stop=1 / 3), "Bayesian entropy until one third of the run, then none"),
+        ("pulse", Schedule(1 / 3, 2 / 3), "Bayesian entropy in the middle third of the run"),
+        ("pulse-short", Schedule(1 / 3, 2 / 5), "Bayesian entropy from 1/3 to 2/5 of the run, the published pulse"),
+    )
+    endogenous = (
+        ("temperature", ("temperature",), "no signal; a head that reads the residual sets the softmax's temperature"),
+        ("forget-gate", ("gate",), "no signal; learned gates on what each head sees of positions"),
+    )
+    return (
+        *_wrong_entropies(),
         *(
             Condition(f"mask-{label}", *entropy, positions=at, summary=f"Bayesian entropy at position {label} only", axes=("mask",))
             for label, at in masks

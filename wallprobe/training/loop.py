@@ -337,7 +337,7 @@ def train(
         job: condition, recipe, seed and task.
         root: run store; default as `runs.default_root`.
         device: torch device.
-        compile: compile the forward and backward pass (needs a C++ compiler; first steps take longer).
+        compile: compile the step, the optimiser included (needs a C++ compiler; first steps take longer).
         force: throw away a finished or unfinished run of the same name.
         wait: seconds to wait for another process that is training this run.
         on_progress: called every `LOG_EVERY` steps; may raise `StopTraining`.

@@ -103,7 +103,7 @@ def _map(result: Result, target: str, name: str) -> Spec:
     if len(indices) <= SHORT:
         heat |= {"text": [[charts.chance(value) for value in row] for row in cells.tolist()], "texttemplate": "%{text}"}
     ticks = [floor, 0.5, 1.0] if 0 < floor < 0.4 else [0.0, 0.5, 1.0]
-    bar = {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks], "thickness": 12}
+    bar = {"tickvals": ticks, "ticktext": [f"{tick:.2g}" for tick in ticks], "thickness": 12}
     colors: Spec = {"colorscale": f"@anchored:{max(floor, NOTHING):.6f}", "cmin": 0, "cmax": 1, "colorbar": bar}
     layout: Spec = {
         "xaxis": charts.axis("index", showgrid=False, zeroline=False, dtick=1 if len(indices) <= 20 else None),

@@ -105,7 +105,7 @@ class RayEngine:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         address = os.environ.get("RAY_ADDRESS")
         if not address:
-            os.environ.setdefault("RAY_worker_niceness", "0")  # its default of 15 starves beside anything else
+            os.environ.setdefault("RAY_worker_niceness", "0")  # as the local engine; its default is 15
         where = {"address": address} if address else {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         try:
             with _stdout_to_stderr():
