@@ -42,7 +42,8 @@ from pathlib import Path
 from wallprobe.training.compiler import wants_compile
 from wallprobe.training.conditions import get_condition
 from wallprobe.training.evaluate import evaluate
-from wallprobe.training.loop import Job, train
+from wallprobe.training.jobs import Job
+from wallprobe.training.loop import train
 from wallprobe.training.recipes import get_recipe
 root, preset, seed, threads, changes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5])
 torch.set_num_threads(threads)
@@ -91,7 +92,9 @@ def main() -> None:
 def record(seed: int, preset: str, threads: int, changes: dict[str, int], step: float) -> dict[str, Any]:
     """Train c0 with one seed in a fresh process; its time, scores and loss curve, and the speed-up if it reached the wall."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache", "OMP_NUM_THREADS": str(threads)}
+        # The precompiled headers lie beside the compiler's cache, wherever that is told to be.
+        environment = os.environ | {"TMPDIR": folder, "OMP_NUM_THREADS": str(threads)}
+        environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
         started = time.perf_counter()
         told = f"{folder}/runs", preset, str(seed), str(threads), json.dumps(changes)
         subprocess.run([sys.executable, "-c", TRAIN, *told], check=True, env=environment)

@@ -19,7 +19,8 @@ from transformers import (
 
 from wallprobe.tasks.recurrence import RecurrenceTask
 from wallprobe.training.conditions import Condition
-from wallprobe.training.loop import Job, train
+from wallprobe.training.jobs import Job
+from wallprobe.training.loop import train
 from wallprobe.training.recipes import Recipe
 
 TEXT = "the capital of france is paris which known for tower quick brown fox jumps over lazy dog near river bank"

@@ -16,7 +16,8 @@ from wallprobe.tasks.recurrence import RecurrenceTask
 from wallprobe.tasks.registry import get_task
 from wallprobe.training import lean
 from wallprobe.training.conditions import AXES, Condition, Schedule, built_in, conditions, get_condition, matrix, teachers_first
-from wallprobe.training.loop import Job, Teacher, Trainer
+from wallprobe.training.jobs import Job, Teacher
+from wallprobe.training.loop import Trainer
 from wallprobe.training.recipes import RECIPES, Recipe, get_recipe
 from wallprobe.training.signals import INTROSPECTIVE, ROUTES, SIGNALS, Output, StepData, entropy_bits
 

@@ -16,7 +16,7 @@ from wallprobe import models, runs, storage
 from wallprobe.errors import CheckpointError, ConfigError, DivergedError, StoreError
 from wallprobe.rng import generator
 from wallprobe.tasks.recurrence import RecurrenceTask
-from wallprobe.training import lean, loop
+from wallprobe.training import jobs, lean, loop
 from wallprobe.training.conditions import Condition, get_condition
 from wallprobe.training.evaluate import evaluate
 from wallprobe.training.recipes import Recipe
@@ -178,7 +178,7 @@ def test_distillation_uses_the_trained_teacher(tmp_path):
 def test_any_run_of_the_same_task_can_teach(tmp_path):
     """By name, by name and seed, or by folder; of another width and depth, and with its own mechanisms."""
     wide = loop.train(job("both", d_model=32, n_layers=3, steps=3), tmp_path)
-    by_name, by_folder = (loop.load_teacher(job("c4", teacher=given), tmp_path) for given in ("both@42", str(wide.path)))
+    by_name, by_folder = (jobs.load_teacher(job("c4", teacher=given), tmp_path) for given in ("both@42", str(wide.path)))
     assert by_name.name == by_folder.name == "both"
     assert by_name.shape == lean.Shape(3, 32, 2, 16, 17)
     assert {"gate_w", "temperature_in_w"} <= by_name.params.keys()
@@ -204,7 +204,7 @@ def test_a_teacher_that_cannot_teach_is_one_clear_line(tmp_path):
 
 def test_a_teacher_that_was_trained_again_ends_what_it_began(tmp_path):
     loop.train(job("c3", steps=2), tmp_path)
-    trainer = loop.Trainer(job("c4"), tmp_path / "c4@42", teacher=loop.load_teacher(job("c4"), tmp_path))
+    trainer = loop.Trainer(job("c4"), tmp_path / "c4@42", teacher=jobs.load_teacher(job("c4"), tmp_path))
     trainer.save()
     loop.train(job("c3", steps=4), tmp_path, force=True)
     with pytest.raises(CheckpointError, match="learnt from another teacher than run c3 is now; start again with --force"):

@@ -16,7 +16,7 @@ from wallprobe.errors import CheckpointError
 from wallprobe.results import Result
 from wallprobe.runs import Run, RunName, default_root, open_run
 from wallprobe.training.conditions import get_condition
-from wallprobe.training.loop import Job
+from wallprobe.training.jobs import Job
 from wallprobe.training.recipes import get_recipe
 from wallprobe.training.sweep import Update, sweep
 

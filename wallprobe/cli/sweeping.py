@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from wallprobe.runs import RunName
     from wallprobe.tasks.task import Task
-    from wallprobe.training.loop import Job
+    from wallprobe.training.jobs import Job
     from wallprobe.training.recipes import Recipe
     from wallprobe.training.sweep import Outcome, Update
 
@@ -56,7 +56,7 @@ def chosen_jobs(names: "Sequence[RunName]", recipe: "Recipe", task: "Task") -> "
     """
     from wallprobe.tasks.registry import split_name
     from wallprobe.training.conditions import conditions, get_condition
-    from wallprobe.training.loop import Job
+    from wallprobe.training.jobs import Job
 
     known = conditions()
     found = [(name.seed, *split_name(name.condition, known, task)) for name in names]

@@ -8,7 +8,8 @@ import typer
 from wallprobe.cli import common, sweeping
 
 if TYPE_CHECKING:
-    from wallprobe.training.loop import Job, Progress
+    from wallprobe.training.jobs import Job
+    from wallprobe.training.loop import Progress
     from wallprobe.training.work import Done
 
 LOG_LINE = 1000  # steps

@@ -7,6 +7,7 @@ matrices of one shape in one batched call. Weights leave this room only as a Hoo
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from wallprobe.rng import generator
 from wallprobe.training.signals import NUDGE
 
 Params = dict[str, Tensor]
+LayerParams = Mapping[str, Any]  # the stacks taken apart: a tuple of tensors, one a layer, where `Params` has a stack
 
 # name here -> (name in the HookedTransformer, is it one tensor a layer)
 NAMES: dict[str, tuple[str, bool]] = {
@@ -56,7 +58,7 @@ ADDED: dict[str, tuple[str, bool]] = {
     "gate_b": ("attn.gate.b", True),
 }
 COLDEST = 0.01  # the temperature head's floor
-BLOCK_NAMES = ("W_O", "b_O", "ln1_w", "ln1_b", "ln2_w", "ln2_b", "W_in", "b_in", "W_out", "b_out")
+LAYERED = frozenset(name for name, (_, layered) in (NAMES | ADDED).items() if layered)
 MATRICES = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out")
 
 
@@ -145,7 +147,7 @@ def init_endogenous(shape: Shape, seed: int, mechanisms: Sequence[str]) -> Param
     return params
 
 
-def temperature(params: Params, normed: Float[Tensor, "batch index d_model"]) -> Float[Tensor, "batch index"]:
+def temperature(params: LayerParams, normed: Float[Tensor, "batch index d_model"]) -> Float[Tensor, "batch index"]:
     """The temperature head's reading of the normalised final residual."""
     hidden = F.gelu(normed @ params["temperature_in_w"] + params["temperature_in_b"])
     # No matrix product for the one output: bf16 would leave a temperature three digits.
@@ -154,7 +156,7 @@ def temperature(params: Params, normed: Float[Tensor, "batch index d_model"]) ->
 
 
 def forward(
-    params: Params,
+    params: LayerParams,
     tokens: Int[Tensor, "batch index"],
     shape: Shape,
     dropout: float = 0.0,
@@ -166,52 +168,54 @@ def forward(
     temperature or forget gates act where their parameters are there (seed 000's follow-ups; see `init_endogenous`).
 
     Args:
-        params: stacked parameters as of `init_params`, with or without those of `init_endogenous`.
+        params: stacked parameters as of `init_params`, with or without those of `init_endogenous`; or the same taken apart by `by_layer`.
         tokens: int64 token ids, at most `shape.n_ctx` a sequence.
         shape: the sizes.
         dropout: probability after the embedding and after each sub-layer; 0 leaves the pass deterministic.
         nudge: unit vectors added to the residual stream before block n_layers // 2, each `NUDGE` times as long as what it is added to.
     """
-    batch, length = tokens.shape
-    d, heads = shape.d_model, shape.n_heads
-
-    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.layer_norm(x, (d,), weight, bias, 1e-5)
-
-    def drop(x: Tensor) -> Tensor:
-        return F.dropout(x, dropout) if dropout else x
-
-    qkv_weight = torch.cat([params["W_Q"], params["W_K"], params["W_V"]], dim=-1)
-    qkv_bias = torch.cat([params["b_Q"], params["b_K"], params["b_V"]], dim=-1)
-    # unbind, not indexing: the backward of n selects would write the whole stack n times.
-    layers = zip(
-        qkv_weight.unbind(0), qkv_bias.unbind(0), *(params[name].unbind(0) for name in BLOCK_NAMES), strict=True
-    )  # fmt: skip
-    gates = list(zip(params["gate_w"], params["gate_b"], strict=True)) if "gate_w" in params else [None] * shape.n_layers
+    length, params = tokens.shape[1], by_layer(params)
     # Written out: on CPU the fused kernel's backward in bf16 takes four times as long at these lengths.
     mask = torch.full((length, length), -torch.inf, device=tokens.device).triu(1)
-    residual = drop(F.embedding(tokens, params["W_E"]) + params["W_pos"][:length])
-    for layer, (weights, gate) in enumerate(zip(layers, gates, strict=True)):
-        qkv_w, qkv_b, out_w, out_b, ln1_w, ln1_b, ln2_w, ln2_b, in_w, in_b, down_w, down_b = weights
+    residual = _drop(F.embedding(tokens, params["W_E"]) + params["W_pos"][:length], dropout)
+    for layer in range(shape.n_layers):
         if nudge is not None and layer == shape.n_layers // 2:
             residual = residual + NUDGE * residual.norm(dim=-1, keepdim=True) * nudge
-        given = norm(residual, ln1_w, ln1_b)
-        qkv = given @ qkv_w + qkv_b
-        query, key, value = qkv.view(batch, length, 3, heads, shape.d_head).permute(2, 0, 3, 1, 4).unbind(0)
-        if gate is not None:
-            opened = (given @ gate[0] + gate[1]).sigmoid().mT[..., None]
-            placed = (params["W_pos"][:length] @ qkv_w[:, : 2 * d]).view(length, 2, heads, shape.d_head).permute(1, 2, 0, 3)
-            query, key = query + opened * placed[0], key + opened * placed[1]
-        scores = query @ key.mT * shape.d_head**-0.5
-        mixed = (scores + mask).softmax(dim=-1).to(value.dtype) @ value
-        residual = residual + drop(mixed.transpose(1, 2).reshape(batch, length, d) @ out_w + out_b)
-        hidden = F.gelu(norm(residual, ln2_w, ln2_b) @ in_w + in_b)
-        residual = residual + drop(hidden @ down_w + down_b)
-    normed = norm(residual, params["ln_w"], params["ln_b"])
+        weights = {name: params[name][layer] for name in LAYERED if name in params}
+        residual = _block(weights, params["W_pos"], residual, mask, shape, dropout)
+    normed = F.layer_norm(residual, (shape.d_model,), params["ln_w"], params["ln_b"], 1e-5)
     logits = normed @ params["W_U"] + params["b_U"]
     if "temperature_in_w" in params:
         logits = logits / temperature(params, normed)[..., None]
     return logits, residual
+
+
+def by_layer(params: LayerParams) -> LayerParams:
+    """The stacks taken apart, a tensor a layer: what to give to a compiled forward pass. Its kernels are then the same in every layer and
+    compiled once."""
+    # unbind, not indexing: the backward of n selects would write the whole stack n times.
+    return {name: value.unbind(0) if name in LAYERED and isinstance(value, Tensor) else value for name, value in params.items()}
+
+
+def _drop(x: Tensor, dropout: float) -> Tensor:
+    return F.dropout(x, dropout) if dropout else x
+
+
+def _block(weights: Params, placed: Tensor, residual: Tensor, mask: Tensor, shape: Shape, dropout: float) -> Tensor:
+    batch, length, d = residual.shape
+    qkv_w = torch.cat([weights["W_Q"], weights["W_K"], weights["W_V"]], dim=-1)
+    given = F.layer_norm(residual, (d,), weights["ln1_w"], weights["ln1_b"], 1e-5)
+    qkv = given @ qkv_w + torch.cat([weights["b_Q"], weights["b_K"], weights["b_V"]])
+    query, key, value = qkv.view(batch, length, 3, shape.n_heads, shape.d_head).permute(2, 0, 3, 1, 4).unbind(0)
+    if "gate_w" in weights:
+        opened = (given @ weights["gate_w"] + weights["gate_b"]).sigmoid().mT[..., None]
+        where = (placed[:length] @ qkv_w[:, : 2 * d]).view(length, 2, shape.n_heads, shape.d_head).permute(1, 2, 0, 3)
+        query, key = query + opened * where[0], key + opened * where[1]
+    scores = query @ key.mT * shape.d_head**-0.5
+    mixed = (scores + mask).softmax(dim=-1).to(value.dtype) @ value
+    residual = residual + _drop(mixed.transpose(1, 2).reshape(batch, length, d) @ weights["W_O"] + weights["b_O"], dropout)
+    normed = F.layer_norm(residual, (d,), weights["ln2_w"], weights["ln2_b"], 1e-5)
+    return residual + _drop(F.gelu(normed @ weights["W_in"] + weights["b_in"]) @ weights["W_out"] + weights["b_out"], dropout)
 
 
 def to_hooked(params: Params, shape: Shape) -> dict[str, Tensor]:

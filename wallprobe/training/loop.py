@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wallprobe import runs
-from wallprobe.errors import CheckpointError, ConfigError, DivergedError, UnknownNameError
+from wallprobe.errors import CheckpointError, ConfigError, DivergedError
 from wallprobe.manifest import Stopwatch, provenance, source_commit
 from wallprobe.rng import derive_seed, generator
 from wallprobe.storage import ensure_directory, exclusive, sha256_file, write_atomic, write_json
-from wallprobe.tasks.recurrence import RecurrenceTask
-from wallprobe.tasks.task import Task
 from wallprobe.training import lean, optim
 from wallprobe.training.batches import DRAW, Block, draw_block
-from wallprobe.training.conditions import Condition, Schedule
-from wallprobe.training.recipes import Recipe
+from wallprobe.training.conditions import Schedule
+from wallprobe.training.jobs import Job, Teacher, load_teacher
 from wallprobe.training.signals import INTROSPECTIVE, ROUTES, SCALAR_ROUTES, SIGNALS, Output, StepData, entropy_bits
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -52,66 +50,6 @@ class Progress:
     signal: float
 
 
-@dataclass(frozen=True)
-class Job:
-    """Everything that decides a run's bytes, besides machine and library versions.
-
-    Attributes:
-        condition: what is trained.
-        recipe: how.
-        seed: of data, initialisation and every other draw.
-        task: what the sequences are.
-        teacher: run name (any seed, width or depth) or run folder to learn from instead of the condition's own teacher.
-    """
-
-    condition: Condition
-    recipe: Recipe
-    seed: int = runs.DEFAULT_SEED
-    task: Task = field(default_factory=RecurrenceTask)
-    teacher: str | None = None
-
-    @property
-    def name(self) -> runs.RunName:
-        """The run's name."""
-        return runs.RunName(self.condition.name + self.task.suffix, self.seed)
-
-    @property
-    def horizon(self) -> int:
-        """The last supervised position: K after the task's header."""
-        return self.task.start + self.recipe.horizon
-
-    @property
-    def shape(self) -> lean.Shape:
-        """Sizes of the network."""
-        recipe = self.recipe
-        return lean.Shape(recipe.n_layers, recipe.d_model, recipe.n_heads, self.task.context, self.task.vocabulary)
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON: what a checkpoint must agree with to be resumed. How often it is saved changes nothing."""
-        recipe = {key: value for key, value in self.recipe.config().items() if key != "checkpoint_every"}
-        config = {"condition": self.condition.config(), "recipe": recipe, "seed": self.seed, "task": self.task.config()}
-        if self.teacher is not None:
-            config["teacher"] = self.teacher
-        return dict(json.loads(json.dumps(config)))
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen network to learn from.
-
-    Attributes:
-        name: its run's name, or "untrained".
-        params: its parameters.
-        shape: its sizes.
-        weight_hash: SHA-256 of its run's weights; None for "untrained", which the seed alone decides.
-    """
-
-    name: str
-    params: lean.Params
-    shape: lean.Shape
-    weight_hash: str | None = None
-
-
 class Trainer:
     """The state of one training. `step()` advances it; `save()` and `resume()` carry it across processes."""
 
@@ -132,19 +70,21 @@ class Trainer:
         if condition.signal == "teacher" and teacher is None:
             raise ConfigError(f"condition {condition.name} needs a teacher: give the parameters of a trained {condition.teacher}")
         self.teacher = teacher
-        self._teacher_params = {} if teacher is None else {name: tensor.to(device) for name, tensor in teacher.params.items()}
+        given = {} if teacher is None else teacher.params
+        self._teacher_params = lean.by_layer({name: tensor.to(device) for name, tensor in given.items()})
         mask = condition.position_mask(job.task.length, job.horizon)
         self.mask = torch.tensor(mask, dtype=torch.float32, device=device)
         usual = recipe.teacher_weight if condition.signal == "teacher" else recipe.signal_weight
         self.weight = usual if condition.weight is None else condition.weight
         self._losses: Callable[..., tuple[Tensor, Tensor]] = self._eager_losses
-        self._update = optim.update
+        self._update, self._teach = optim.update, self._eager_teach
         if compile:
             # What this process compiled before must decide neither speed nor bytes: other lengths would make sizes symbolic, and
             # after eight trainings torch would silently compile no more.
             torch.compiler.reset()
             self._losses = torch.compile(self._eager_losses, dynamic=False)
             self._update = torch.compile(optim.update, dynamic=False)
+            self._teach = torch.compile(self._eager_teach, dynamic=False)
         self._drawn: tuple[int, Block] | None = None
 
     def _draw(self, number: int) -> Block:
@@ -167,13 +107,13 @@ class Trainer:
         logits = None
         if self.teacher is not None:
             with torch.no_grad():
-                logits = lean.forward(self._teacher_params, tokens[:, :-1], self.teacher.shape)[0]
+                logits = self._teach(self._teacher_params, tokens)
         draws = generator(job.seed, "signal", self.step_number)
         data = StepData(tokens, block.label, posterior, logits, draws, job.condition.constant, job.recipe.d_model, symbols=job.task.modulus)
         return tokens, SIGNALS[job.condition.signal](data), block.next_tokens
 
     def _eager_losses(
-        self, params: lean.Params, tokens: Tensor, target: Tensor | None, next_tokens: Tensor | None = None
+        self, params: lean.LayerParams, tokens: Tensor, target: Tensor | None, next_tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Supervised cross-entropy (nats) and the signal's loss, both means over their positions; without a target, no signal."""
         recipe, condition = self.job.recipe, self.job.condition
@@ -188,19 +128,30 @@ class Trainer:
             read = F.layer_norm(residual, residual.shape[-1:], params["ln_w"], params["ln_b"], 1e-5)
             head = read @ params["head_w"] + params["head_b"]
         if condition.signal == "self_perturbation":
-            frozen = {name: tensor.detach() for name, tensor in params.items()}
             with torch.no_grad():
                 # Dropout would change the entropy more than the nudge does.
-                plain = logits.detach() if not recipe.dropout else self._forward(frozen, tokens)[0]
-                nudged = self._forward(frozen, tokens, nudge=target)[0]
+                plain = logits.detach() if not recipe.dropout else self._forward(params, tokens)[0]
+                nudged = self._forward(params, tokens, nudge=target)[0]
         output = Output(logits, residual, head, plain, nudged, symbols=self.job.task.modulus)
         return supervised, self.signal_loss(output, target)
 
-    def _forward(self, params: lean.Params, tokens: Tensor, dropout: float = 0.0, nudge: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _eager_teach(self, params: lean.LayerParams, tokens: Tensor) -> Tensor:
+        """The teacher's logits."""
+        assert self.teacher is not None
+        return self._forward(params, tokens, shape=self.teacher.shape)[0]
+
+    def _forward(
+        self,
+        params: lean.LayerParams,
+        tokens: Tensor,
+        dropout: float = 0.0,
+        nudge: Tensor | None = None,
+        shape: lean.Shape | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Logits and final residual for all tokens but the last, products in the recipe's precision, results in fp32."""
         recipe = self.job.recipe
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits, residual = lean.forward(params, tokens[:, :-1], self.job.shape, dropout, nudge)
+            logits, residual = lean.forward(params, tokens[:, :-1], shape or self.job.shape, dropout, nudge)
         return logits.float(), residual.float()
 
     def signal_loss(self, output: Output, target: Tensor) -> Tensor:
@@ -224,7 +175,7 @@ class Trainer:
         with torch.random.fork_rng(enabled=job.recipe.dropout > 0):
             if job.recipe.dropout:
                 torch.manual_seed(derive_seed(job.seed, "dropout", self.step_number))
-            supervised, signal = self._losses(leaves, tokens, target, next_tokens)
+            supervised, signal = self._losses(lean.by_layer(leaves), tokens, target, next_tokens)
             total = supervised + self.weight * signal if on and self.weight else supervised
             grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
             if job.condition.needs_full_length and not on and is_logged(self.step_number + 1, job.recipe.steps):
@@ -390,46 +341,6 @@ def _finished(folder: Path, job: Job) -> runs.Run:
         )
     run.verify()
     return run
-
-
-def teacher_name(job: Job) -> str | None:
-    """The run (by name, or its folder) that the job learns from; None if it learns from none, or from an untrained network."""
-    source = job.teacher or job.condition.teacher
-    if source is None or (source == "untrained" and job.teacher is None):
-        return None
-    return source if job.teacher or "@" in source else str(runs.RunName(source + job.task.suffix, job.seed))
-
-
-def load_teacher(job: Job, root: Path | None = None) -> Teacher | None:
-    """The run the job learns from; None if it learns from none, or from an untrained network.
-
-    Raises:
-        ConfigError: if that run is not there or cannot teach this job, or if a teacher is given to a condition without one.
-        CheckpointError: if it is damaged.
-    """
-    condition = job.condition
-    if job.teacher is not None and condition.signal != "teacher":
-        raise ConfigError(f"condition {condition.name} learns from no teacher, but {job.teacher} was given; teachers are for c4")
-    name = teacher_name(job)
-    if name is None:
-        return None
-    try:
-        run = runs.resolve_run(name, root)
-    except UnknownNameError as error:
-        raise ConfigError(
-            f"condition {condition.name} learns from run {name}, which is not there; train it first: wallprobe train {name}"
-        ) from error
-    shape = lean.Shape(**run.manifest["shape"])
-    if job.teacher is None and shape != job.shape:
-        raise ConfigError(
-            f"teacher {name} has shape {run.manifest['shape']}, this training {asdict(job.shape)}; train {name} with the same preset"
-        )
-    if shape.vocabulary != job.shape.vocabulary or shape.n_ctx < job.shape.n_ctx:
-        raise ConfigError(
-            f"teacher {name} knows {shape.vocabulary} tokens and {shape.n_ctx} indices, this training has {job.shape.vocabulary} and "
-            f"{job.shape.n_ctx}; give a teacher of the same task"
-        )
-    return Teacher(str(run.name), lean.from_hooked(run.tensors(), shape), shape, run.manifest["weight_hash"])
 
 
 def _run_to_end(trainer: Trainer, on_progress: Callable[[Progress], None] | None) -> None:

@@ -15,7 +15,8 @@ from wallprobe.errors import ConfigError, WallprobeError
 from wallprobe.manifest import source_commit
 from wallprobe.training import work
 from wallprobe.training.engines import INSIDE, Engine, Event, Task
-from wallprobe.training.loop import Job, checkpoint_step, teacher_name
+from wallprobe.training.jobs import Job, teacher_name
+from wallprobe.training.loop import checkpoint_step
 
 SEEDS = (42, 1337, 2024, 7, 2718)  # `--seeds 3` are the first three; the first is every command's default
 ENGINES = ("local", "ray")

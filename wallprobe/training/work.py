@@ -10,7 +10,8 @@ from wallprobe import runs
 from wallprobe.errors import StoreError
 from wallprobe.results import ARRAYS, RECORD, plain
 from wallprobe.storage import read_json, sha256_file
-from wallprobe.training.loop import CHECKPOINT, Job, Progress, own, train
+from wallprobe.training.jobs import Job
+from wallprobe.training.loop import CHECKPOINT, Progress, own, train
 
 WAIT = 30.0  # seconds for another process's evaluation, or for a killed one to vanish
 

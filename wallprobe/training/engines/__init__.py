@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from wallprobe.runs import RunName
-from wallprobe.training.loop import Job, Progress
+from wallprobe.training.jobs import Job
+from wallprobe.training.loop import Progress
 
 INSIDE = "WALLPROBE_WORKER"  # set in a worker's environment
 Kind = Literal["progress", "done", "failed", "stopped", "lost"]
