@@ -7,7 +7,7 @@ from wallprobe.results import load_result
 from wallprobe.training.evaluate import evaluate
 from wallprobe.training.recipes import RECIPES
 
-NAMES = ("c0", "c1", "p1", "p5")
+NAMES = tuple("c0 c1 c2 c3 c4 c5 p1 p2 p3 p4 p5 p6 s1".split())  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")

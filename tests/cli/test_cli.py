@@ -222,7 +222,7 @@ def test_a_width_mismatch_gets_one_line(invoke, tmp_path, write_run):
     before = everything(tmp_path)
     code, out, err = invoke("interchange", "--src", "p5", "--dst", "c0", "--layer", "3")
     assert (code, out) == (2, "")
-    assert err == ("wallprobe: p5 is 24 wide and c0 128: their residual streams do not fit; use --align ridge, or runs of one preset\n")
+    assert err == ("wallprobe: p5 is 24 wide and c0 96: their residual streams do not fit; use --align ridge, or runs of one preset\n")
     assert everything(tmp_path) == before
 
 

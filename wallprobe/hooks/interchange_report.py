@@ -161,14 +161,14 @@ def make_result(
             LONG[name].removeprefix("probability of "),
         )
 
-    shared = shares_initialisation(src, dst)
+    shared, weight_hashes = shares_initialisation(src, dst), [src.manifest["weight_hash"], dst.manifest["weight_hash"]]
     floor = 1.0 / task.modulus
     attrs = {"src": str(src.name), "dst": str(dst.name), "site": request["site"], "align": request["align"], "noise_floor": floor}
     coords = {"layer": layers, "index": indices, "example": list(range(shown)), "token_index": list(range(horizon))}
     data = dataset(coords, grid, **attrs, modulus=task.modulus, read_index=horizon - 1, shared_initialisation=int(shared))
     summary = _summary(figures, attrs, layers, len(pairs.own), shared)
     manifest = provenance(
-        config=request | {"task": task.config(), "horizon": horizon, "weights": [src.manifest["weight_hash"], dst.manifest["weight_hash"]]},
+        config=request | {"src": str(src.name), "dst": str(dst.name), "task": task.config(), "horizon": horizon, "weights": weight_hashes},
         device=device,
         dtype="float32 models, float64 figures",
         watch=watch,

@@ -164,7 +164,8 @@ def make_result(
     }
     data = dataset({"site": asked, "layer": layers, "index": indices}, grid, **attrs, read_index=max(indices))
     manifest = provenance(
-        config=asdict(request) | {"weights": [src.manifest["weight_hash"], dst.manifest["weight_hash"]]},
+        config=asdict(request)
+        | {"src": str(src.name), "dst": str(dst.name), "weights": [src.manifest["weight_hash"], dst.manifest["weight_hash"]]},
         device=device,
         dtype="float32 models, float64 figures",
         watch=watch,
