@@ -13,6 +13,7 @@ from wallprobe.errors import ConfigError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from wallprobe.hooks.interchange import Request
     from wallprobe.hooks.sweep_report import SweepRequest
     from wallprobe.results import Result
 
@@ -50,10 +51,9 @@ def interchange(
     """Put src's activation into dst and read whose answer comes out: dst's own, the donor's rule, or the donor's prediction."""
     from wallprobe import models
     from wallprobe.hooks.interchange import Request, parse_layers, parse_numbers
-    from wallprobe.hooks.interchange import interchange as measure
     from wallprobe.hooks.sweep_report import SweepRequest
 
-    chosen = None if index in (None, "all") else parse_numbers(str(index), "index")
+    chosen = None if index is None or (sweep and index == "all") else parse_numbers(index, "index")
     if sweep:
         sites = models.SITES if site in (None, "all") else tuple(str(site).split(","))
         requests = [
@@ -67,12 +67,19 @@ def interchange(
         if "," in given:
             raise ConfigError(f"--{what} {given} is a list; give one, or --sweep for all of them")
     request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed)
+    _one(request, models.pick_device(device), runs, results, json)
+
+
+def _one(request: "Request", device: str, runs: "Path | None", results: "Path | None", json: bool) -> None:
+    """One pair of runs at one site, every control printed."""
+    from wallprobe.hooks.interchange import interchange as measure
+
     with common.progress() as view:
         bar = view.add_task("interchange", total=None)
         result = measure(
             request,
             root=runs,
-            device=models.pick_device(device),
+            device=device,
             on_cell=lambda done, total: view.update(bar, completed=done, total=total),
         )
     stored = result.save(results)
