@@ -22,6 +22,8 @@ ARMS = {
     "{}_random": ("random donor", "@series-3", "/"),
     "{}_mismatched": ("mismatched donor", "@series-3", "x"),
     "{}_norm": ("norm-matched noise", "@series-3", "."),
+    "{}_span": ("random span", "@series-3", "\\"),
+    "{}_whole": ("whole state", "@series-2", ""),
 }
 CELLS = 60
 WRITTEN = 4  # indices up to which there is room for figures in a heatmap's cells on a phone
