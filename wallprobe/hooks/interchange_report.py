@@ -232,7 +232,8 @@ def finding(
     """One plain sentence: did the rule cross, did the answer?
 
     An answer crosses when its interval lies above the noise floor, above what it was without a patch, and above the random-donor
-    control (in a subspace also above the random span); by less than `MARGIN` it crosses only slightly (the best of many cells is shown, which flatters it).
+    control (in a subspace also above the random span); by less than `MARGIN` it crosses only slightly (the best of many cells is shown,
+    which flatters it).
     """
 
     def crossing(place: tuple[int, int], name: str) -> str:

@@ -111,8 +111,9 @@ class NormMatchedInside:
         axes = self.axes.to(base)
         wanted = self.treatment(base, source) @ axes
         noise = torch.randn(wanted.shape, generator=generator(self.seed, "norm-matched inside")).to(wanted)
-        size = torch.linalg.vector_norm(wanted, dim=-1, keepdim=True) / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
-        return base + (noise * size - base @ axes) @ axes.mT
+        size: Tensor = torch.linalg.vector_norm(wanted, dim=-1, keepdim=True) / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
+        patched: Tensor = base + (noise * size - base @ axes) @ axes.mT
+        return patched
 
 
 def parse(text: str) -> Wanted:
@@ -137,13 +138,15 @@ def parse(text: str) -> Wanted:
 def random_axes(width: int, dims: int, *labels: str | int) -> Float[Tensor, "width dims"]:
     """A uniformly random span: orthonormal axes from the labels' generator."""
     draw = torch.randn(width, dims, dtype=torch.float64, generator=generator(*labels, "span"))
-    return torch.linalg.qr(draw).Q.float()
+    axes: Tensor = torch.linalg.qr(draw).Q.float()
+    return axes
 
 
 def principal_axes(states: Float[Tensor, "sequence width"], dims: int) -> Float[Tensor, "width dims"]:
     """The axes along which the states vary most, largest first."""
     centred = states.double() - states.double().mean(0)
-    return torch.linalg.eigh(centred.mT @ centred).eigenvectors.flip(1)[:, :dims].float().contiguous()
+    axes: Tensor = torch.linalg.eigh(centred.mT @ centred).eigenvectors.flip(1)[:, :dims].float().contiguous()
+    return axes
 
 
 def row_span(rows: Sequence[Float[Tensor, "class width"]]) -> Float[Tensor, "width dims"]:
@@ -152,7 +155,8 @@ def row_span(rows: Sequence[Float[Tensor, "class width"]]) -> Float[Tensor, "wid
     centred = [(part - part.mean(0)).double() for part in rows]
     scaled = [part / torch.linalg.matrix_norm(part).clamp(min=1e-30) for part in centred]
     _, sizes, axes = torch.linalg.svd(torch.cat(scaled), full_matrices=False)
-    return axes[sizes > RANK * sizes[0]].mT.float().contiguous()
+    span: Tensor = axes[sizes > RANK * sizes[0]].mT.float().contiguous()
+    return span
 
 
 def share_inside(states: Float[Tensor, "sequence width"], axes: Float[Tensor, "width dims"]) -> float:
