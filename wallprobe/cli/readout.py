@@ -48,6 +48,10 @@ def readout(
     out = common.out()
     for name in result.data["pair"].values.tolist():
         out.print(_table(result, name))
+    out.print(
+        f"Probability of the donor's answer with its state of index {result.data.attrs['read_index']} patched; depth: blocks passed; "
+        "±: half the 95 % interval; R²: of the alignment, held out; random donor and the donor's rule: the largest of the three.\n"
+    )
     out.print(f"{result.summary['finding']}", style="bold", soft_wrap=True)
     out.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
 
@@ -61,30 +65,20 @@ def _table(result: "Result", pair: str) -> Any:
 
     data = result.data.sel(pair=pair).isel(index=-1)
     start = "one initialisation" if int(data["shared_initialisation"]) else "two initialisations"
-    title = f"{pair}, {start}: probability of the donor's answer, state of index {result.data.attrs['read_index']} patched"
-    caption = "±: half the 95 % interval; in brackets: a random donor; R²: of the alignment, held out. Depth: blocks passed."
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = Table(title=f"{pair}, {start}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("depth", justify="right")
     for align, words in WORDS.items():
-        table.add_column(words, justify="right", no_wrap=True)
+        table.add_column(words.replace("-", "-\n"), justify="right", no_wrap=True)
         if align != "none":
             table.add_column("R²", justify="right", no_wrap=True)
-    table.add_column("rule, at most", justify="right", no_wrap=True)
+    table.add_column("random\ndonor", justify="right", no_wrap=True)
+    table.add_column("rule", justify="right", no_wrap=True)
     for depth in data["depth"].values.tolist():
         at, row = data.sel(depth=depth), [str(depth)]
         for align in WORDS:
-            cell = {name: float(at[name].sel(align=align)) for name in ("p_import", "p_import_low", "p_import_high", "p_import_random")}
-            half = (cell["p_import_high"] - cell["p_import_low"]) / 2
-            row.append(f"[bold]{cell['p_import']:.3f}[/bold] [dim]±{half:.3f}[/dim] ({cell['p_import_random']:.3f})")
+            middle, low, high = (float(at[f"p_import{end}"].sel(align=align)) for end in ("", "_low", "_high"))
+            row.append(f"[bold]{middle:.3f}[/bold] [dim]±{(high - low) / 2:.3f}[/dim]")
             if align != "none":
                 row.append(f"{float(at['alignment_r2'].sel(align=align)):.2f}")
-        table.add_row(*row, f"{float(at['p_rule'].max()):.3f}")
+        table.add_row(*row, *(f"{float(at[name].max()):.3f}" for name in ("p_import_random", "p_rule")))
     return table

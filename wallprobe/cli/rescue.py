@@ -44,18 +44,24 @@ def rescue(
             measured.append(measure(run, sequences=sequences, seed=seed, device=place, on_stage=show))
     for result in measured:
         result.save(results)
-    common.print_measured(measured, json, _table)
+    common.print_measured(measured, json, _table, _reading)
 
 
 COLUMNS = {
-    "accuracy": "right",
-    "accuracy_redirect": "other\nprogram's",
-    "accuracy_redirect_rule": "its rule's",
-    "accuracy_redirect_own": "own, other\nprogram",
-    "accuracy_random": "own, noise\nsequence",
-    "accuracy_norm": "own, random\nvector",
-    "p": "probability",
+    "accuracy": "right:\nmatched",
+    "accuracy_redirect": "says\nother's",
+    "accuracy_redirect_rule": "its\nrule's",
+    "accuracy_redirect_own": "right:\nother's",
+    "accuracy_random": "right:\nnoise's",
+    "accuracy_norm": "right:\nvector",
 }
+
+
+def _published(result: "Result") -> dict[str, float]:
+    """The published figures where the run is the baseline."""
+    from wallprobe.claims.wall_transfer import RESCUED
+
+    return dict(RESCUED) if str(result.summary["run"]).partition("@")[0] == "c0" else {}
 
 
 def _table(result: "Result") -> Any:
@@ -63,27 +69,10 @@ def _table(result: "Result") -> Any:
     from rich import box
     from rich.table import Table
 
-    from wallprobe.claims.wall_transfer import RESCUED
-
-    summary = result.summary
-    published = RESCUED if str(summary["run"]).partition("@")[0] == "c0" else {}
-    title = f"{summary['run']}: a state moved from inside the wall to an index beyond it that holds the same token"
-    was = f" (published {published['none']:g})" if published else ""
-    caption = (
-        f"{summary['n_sequences']} sequences; share of first choices. Nothing moved: {summary['accuracy_before']:.3f}{was}; at the "
-        f"supervised index itself {summary['accuracy_donor']:.3f}; chance {summary['chance']:.3f}. After the last block it is the donor's "
-        f"answer, whatever that is.{' In brackets: published.' if published else ''}"
-    )
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("moved at", no_wrap=True)
+    published = _published(result)
+    title = f"{result.summary['run']}: first choice with a state moved beyond the wall"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("moved after", no_wrap=True)
     for heading in COLUMNS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for record in result.values:
@@ -91,6 +80,19 @@ def _table(result: "Result") -> Any:
         known = published.get("embedding" if block == 0 else f"block{block}")
         cells = [f"{record[name]:.3f}" for name in COLUMNS]
         half = (record["accuracy_high"] - record["accuracy_low"]) / 2
-        cells[0] = f"[bold]{cells[0]}[/bold] [dim]±{half:.3f}[/dim]" + ("" if known is None else f" ({known:g})")
+        cells[0] = f"[bold]{cells[0]}[/bold] [dim]±{half:.3f}[/dim]" + ("" if known is None else f" ({known:.2f})")
         table.add_row("embedding" if block == 0 else f"block {block}", *cells)
     return table
+
+
+def _reading(result: "Result") -> str:
+    """What the columns are, and what is right with nothing moved."""
+    summary, published = result.summary, _published(result)
+    was = f" (published {published['none']:g})" if published else ""
+    return (
+        f"{summary['n_sequences']} sequences. With nothing moved {summary['accuracy_before']:.3f}{was} are right, inside the wall "
+        f"{summary['accuracy_donor']:.3f}; chance {summary['chance']:.3f}. right: gives its own next token, with its own matched state"
+        f"{' (published)' if published else ''}, another program's, a noise sequence's, a random vector. says other's: gives that "
+        "program's next token instead; its rule's: what that program's rule makes of the token there. After the last block it is the "
+        "donor's answer, whatever it is."
+    )

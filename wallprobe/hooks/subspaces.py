@@ -149,7 +149,7 @@ def principal_axes(states: Float[Tensor, "sequence width"], dims: int) -> Float[
     return axes
 
 
-def row_span(rows: Sequence[Float[Tensor, "class width"]]) -> Float[Tensor, "width dims"]:
+def row_span(rows: Sequence[Float[Tensor, "_ width"]]) -> Float[Tensor, "width dims"]:
     """The span of the probes' rows. A softmax reads differences of rows only, so each probe's mean row is taken away first; probes
     are brought to one size, so that a strongly penalised one counts."""
     centred = [(part - part.mean(0)).double() for part in rows]
@@ -218,7 +218,7 @@ def _probe_spans(
     """Row span of the targets' probes at each cell, and their mean held-out accuracy."""
     cells, exact = list(states), task.posterior(drawn.tokens)
     stacked = torch.stack([states[cell] for cell in cells])
-    rows: list[Float[Tensor, "cell class width"]] = []
+    rows: list[Tensor] = []
     right: list[Float[Tensor, " cell"]] = []
     for name in targets:
         labels = classification(task, drawn, exact, name)
