@@ -55,6 +55,7 @@ def _transfer() -> Iterator[Claim]:
                 if (start, align) == ("same", RAW) and (src, dst) in CLAIMED:
                     continue
                 name = f"transfer.{src}_{dst}.{start}.{'raw' if align == RAW else align}"
+                note = "" if (start, align) == ("same", RAW) else "asked here: the seed swaps raw states and names no initialisation"
                 yield pattern(
                     f"{name}.no_rule",
                     topic,
@@ -63,6 +64,7 @@ def _transfer() -> Iterator[Claim]:
                     "crossing",
                     rules.below(rules.CROSSING),
                     "probability",
+                    note=note,
                 )
                 yield pattern(
                     f"{name}.answer",
@@ -72,6 +74,7 @@ def _transfer() -> Iterator[Claim]:
                     "crossing",
                     rules.above(rules.CROSSING),
                     "probability",
+                    note=note,
                 )
 
 
