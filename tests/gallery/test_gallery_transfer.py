@@ -100,7 +100,7 @@ def test_rescue_draws_its_controls_redirects_and_indices() -> None:
     first, second, third = specs(made)
     assert {trace["name"] for trace in first[0]["data"] if "name" in trace} == {label for label, *_ in rescue.RESCUED.values()}
     assert {trace["name"] for trace in second[0]["data"] if "name" in trace} == {label for label, *_ in rescue.REDIRECTED.values()}
-    assert first[0]["data"][-1]["x"] == ["embedding", "1", "2"]
+    assert first[0]["data"][-1]["x"] == ["0", "1", "2"]
     assert third[1]["data"][0]["y"] == [pytest.approx(0.8), None]
     assert "up to 0.600 before the last block" in made.sections[1].title
 
@@ -114,7 +114,11 @@ def test_readout_opens_at_the_strongest_pair_with_raw_and_aligned_side_by_side()
     rules = {trace["name"]: trace["y"] for trace in specs(made)[1][0]["data"] if "name" in trace}
     assert max(rules["raw"]) == pytest.approx(0.07)  # at the other index, where it is larger
     assert len(specs(made)[2][0]["data"]) == 4
-    assert made.sections[-1].rows[1][5] == pytest.approx(0.8)
+    assert [trace["showlegend"] for trace in specs(made)[2][0]["data"]] == [True] * 4
+    assert made.sections[-1].rows == [
+        ["p5 to c0, one initialisation", *["0.060"] * 3, "0.070"],
+        ["c0@7 to c0, two initialisations", "0.060", "0.060", "0.800", "0.050"],
+    ]
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -90,15 +90,15 @@ def _fit(result: Result) -> Figure:
     data = result.data.isel(index=-1)
     depths, labels = data["depth"].values.tolist(), pairs(result)
     shared = data["shared_initialisation"].values.tolist() if "shared_initialisation" in data else [1] * len(labels)
-    traces = []
+    traces: list[Spec] = []
     for align in ("procrustes", "ridge"):
         words, color, _, symbol = BASES[align]
         for place, label in enumerate(labels):
-            at = data.isel(pair=place).sel(align=align)
-            dash = "solid" if shared[place] else "dot"
-            told = f"{words}, {label.split(',')[0]}"
-            drawn = charts.line(at, "alignment_r2", depths, label=told, color=color, dash=dash, symbol=symbol)
-            traces.append(drawn)
+            group = f"{words}, {STARTS[shared[place]]}"
+            at, dash = data.isel(pair=place).sel(align=align), "solid" if shared[place] else "dot"
+            drawn = charts.line(at, "alignment_r2", depths, label=group, color=color, dash=dash, symbol=symbol)
+            hover = {"hovertemplate": f"{charts.text(label)}: %{{y:.2f}}<extra></extra>"}
+            traces.append(drawn | hover | {"legendgroup": group, "showlegend": all(trace["legendgroup"] != group for trace in traces)})
     values = data["alignment_r2"].sel(align="ridge").values.astype(float)
     least, most = (charts.chance(float(edge(values))) for edge in (np.nanmin, np.nanmax))
     title = f"A ridge map explains {least} to {most} of the receiver's states"
@@ -112,15 +112,13 @@ def _fit(result: Result) -> Figure:
 
 
 def _best(result: Result) -> Table:
-    """Each pair's largest probability of the donor's answer and rule, by basis, with where."""
+    """Each pair's largest probability of the donor's answer, by basis, and of its rule in any."""
     data = result.data
-    rows: list[list[str | float]] = []
+    rows: list[list[str]] = []
     for place, label in enumerate(pairs(result)):
-        row: list[str | float] = [label]
-        for align in BASES:
-            cut = data.isel(pair=place).sel(align=align)
-            answer = cut["p_import"].isel(index=-1).values.astype(float)
-            row += [round(float(np.nanmax(answer)), 3), round(float(np.nanmax(cut["p_rule"].values.astype(float))), 3)]
-        rows.append(row)
-    columns = ["pair", *(f"{words[0]}: {what}" for words in BASES.values() for what in ("answer", "rule"))]
-    return Table("Largest probability over depths, pair by pair", tuple(columns), rows, "Answer at the last index, rule at either.")
+        cut = data.isel(pair=place)
+        answers = [float(np.nanmax(cut["p_import"].sel(align=align).isel(index=-1).values.astype(float))) for align in BASES]
+        rows.append([label, *(charts.chance(value) for value in (*answers, float(np.nanmax(cut["p_rule"].values.astype(float)))))])
+    columns = ("pair", *(words[0] for words in BASES.values()), "rule")
+    caption = "Raw, rotated, ridge-aligned: the donor's answer at the last index. Rule: in any basis, at either index."
+    return Table("Largest probability over depths, pair by pair", columns, rows, caption)

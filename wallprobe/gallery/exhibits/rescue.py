@@ -38,8 +38,8 @@ def exhibit(result: Result) -> Exhibit:
 
 
 def stages(result: Result) -> list[str]:
-    """Names of the depths."""
-    return ["embedding" if block == 0 else str(block) for block in result.data["block"].values.tolist()]
+    """Names of the depths: how many blocks a state has passed."""
+    return [str(block) for block in result.data["block"].values.tolist()]
 
 
 def _lines(result: Result, arms: dict[str, tuple[str, str, str, str]], wording: str) -> Spec:
@@ -51,7 +51,7 @@ def _lines(result: Result, arms: dict[str, tuple[str, str, str, str]], wording: 
         for name, (label, color, dash, symbol) in shown.items()
     ]
     layout: Spec = {
-        "xaxis": charts.axis("moved after block", type="category", showgrid=False),
+        "xaxis": charts.axis("moved after block (0: the embedding)", type="category", showgrid=False),
         "yaxis": charts.axis(wording, "share of sequences", range=[0, 1.03]),
         "hovermode": "x unified",
     }
@@ -63,8 +63,8 @@ def _lines(result: Result, arms: dict[str, tuple[str, str, str, str]], wording: 
 
 def _rescued(result: Result) -> Figure:
     moved, before = (charts.values(result.data[name]) for name in ("accuracy", "accuracy_before"))
-    told = ", ".join(f"{charts.chance(value)} ({name})" for name, value in list(zip(stages(result), moved, strict=True))[:3])
-    title = f"Moved beyond the wall, the matched state is right {told}; without it {charts.chance(before[0])}"
+    told = ", ".join(charts.chance(value) for value in moved[:3])
+    title = f"Moved beyond the wall, the matched state is right {told} at depths 0, 1, 2; with nothing moved {charts.chance(before[0])}"
     caption = (
         "First choice is the correct next token, at an unsupervised index whose token, and so whose next token, is that of the supervised "
         "index which the state comes from. Bands: 95 % bootstrap interval."
@@ -101,7 +101,7 @@ def _by_index(result: Result) -> Figure:
             "yaxis": charts.axis("right", "share of sequences", range=[0, 1.03]),
             "hovermode": "x unified",
         }
-        label = "moved at the embedding" if place == 0 else f"moved after block {name}"
+        label = "moved at the embedding" if name == "0" else f"moved after block {name}"
         frames.append(Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),), label))
     first = min(1, len(frames) - 1)
     seen = [value for value in charts.values(data["accuracy_by_index"].isel(block=first)) if value is not None and math.isfinite(value)]
