@@ -23,7 +23,7 @@ def three_runs(tmp_path, write_run):
 COMMANDS = {
     "ablate": (("ablate", "c0", "--layer", "1", "--subspace", "pca:3", "--sequences", "40"), "ablation", "pca:3 mean-ablated"),
     "rescue": (("rescue", "c0", "--sequences", "40"), "rescue", "with a state moved beyond the wall"),
-    "readout": (("readout", "p5:c0", "c0@7:c0", "--draws", "60"), "readout", "c0@7 to c0, two initialisations"),
+    "readout": (("readout", "c0@7:c0", "--draws", "60"), "readout", "c0@7 to c0, two initialisations"),
     "interchange": (
         ("interchange", "--src", "p5", "--dst", "c0", "--layer", "1", "--subspace", "random:3", "--pairs", "60"),
         "interchange",

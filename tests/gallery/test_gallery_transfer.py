@@ -87,7 +87,7 @@ def specs(made: Any) -> list[list[dict[str, Any]]]:
 def test_ablation_opens_at_the_index_that_matters_most() -> None:
     made = ablation.exhibit(ablated())
     figure = made.sections[0]
-    assert [frame.label for frame in figure.frames[:2]] == [f"probability of the correct next token, index {index}" for index in (3, 4)]
+    assert [frame.label for frame in figure.frames[:2]] == [f"probability of the correct token, index {index}" for index in (3, 4)]
     lines = {trace["name"]: trace["y"] for trace in specs(made)[0][0]["data"] if "name" in trace}
     assert lines["subspace"] == pytest.approx([0.1, 0.2])
     assert lines["random spans"] == pytest.approx([0.8, 0.8])

@@ -270,10 +270,10 @@ def finding(summary: Mapping[str, Any]) -> str:
     """One plain sentence, of the cell where the subspace matters most beyond random spans."""
     what = f"{summary['subspace']} ({summary['dims']:.0f} dimensions, {summary['subspace_variance']:.0%} of the variance)"
     where = f"{summary['site']} of layer {summary['layer']}, index {summary['index']}"
-    fall = f"{summary['p_answer_base']:.3f} to {summary['p_answer']:.3f}"
-    aside = f"random spans of as many dimensions ({summary['span_variance']:.0%}) to {summary['p_answer_span']:.3f}"
     matters = "more than" if summary["excess_low"] > 0 else "less than" if summary["excess_high"] < 0 else "no more than"
+    left = f"from {summary['p_answer_base']:.3f} to {summary['p_answer']:.3f}"
     return (
-        f"{summary['run']}: {summary['method']}-ablating {what} at {where} takes the probability of the correct token from {fall}, "
-        f"{matters} {aside}; the whole state to {summary['p_answer_whole']:.3f}."
+        f"{summary['run']}: {summary['method']}-ablating {what} at {where} costs {matters} random spans of as many dimensions: the correct "
+        f"token's probability goes {left}, with random spans ({summary['span_variance']:.0%}) to {summary['p_answer_span']:.3f}, "
+        f"with the whole state to {summary['p_answer_whole']:.3f}."
     )

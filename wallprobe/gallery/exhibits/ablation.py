@@ -2,7 +2,7 @@
 
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
-from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table
+from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel
 from wallprobe.gallery.exhibits.table import headline, tables
 from wallprobe.results import Result
 
@@ -14,10 +14,10 @@ ARMS = {
     "_whole": ("whole state", "@series-2", "dash", "diamond"),
 }
 METRICS = {
-    "p_answer": ("probability of the correct next token", "mean over sequences"),
+    "p_answer": ("probability of the correct token", ""),
     "accuracy": ("accuracy", "fraction"),
     "entropy": ("entropy of the prediction", "bits"),
-    "kl": ("KL from the prediction without ablation", "nats"),
+    "kl": ("KL from the unablated prediction", "nats"),
 }
 
 
@@ -49,10 +49,9 @@ def exhibit(result: Result) -> Exhibit:
         f"interval. Dimensions (and share of the variance) by layer: {told}."
     )
     figure = Figure(title, frames, f"Lines by layer. {title}.", caption, stepper="metric", height=400)
-    sections: list[Figure | Table] = [figure, *tables(result)]
     glance = Glance("line", (tuple(charts.values(at["p_answer"])),))
     note = "A random span holds less variance than principal axes of as many dimensions: read the loss beside the share of the variance."
-    return Exhibit(headline(result, otherwise), tuple(sections), glance, note)
+    return Exhibit(headline(result, otherwise), (figure,), glance, note)
 
 
 def _lines(result: Result, metric: str, place: int) -> Spec:

@@ -107,9 +107,8 @@ def _by_index(result: Result) -> Figure:
     seen = [value for value in charts.values(data["accuracy_by_index"].isel(block=first)) if value is not None and math.isfinite(value)]
     low, high = (charts.chance(edge(seen)) if seen else "–" for edge in (min, max))
     title = f"Index by index: from {low} to {high} right with the state moved {frames[first].label.removeprefix('moved ')}"
-    caption = (
-        f"Sequences by index: {', '.join(f'{index}: {count}' for index, count in zip(indices, counts, strict=False))}." if counts else ""
-    )
-    return Figure(
-        title, tuple(frames), f"Lines of accuracy by unsupervised index. {title}.", caption, stepper="depth", first=first, height=360
-    )
+    listed = ", ".join(f"{index}: {count}" for index, count in zip(indices, counts, strict=False))
+    period = "An index is matched by one that lies a whole number of the sequence's periods before it."
+    caption = f"{period} Sequences by index: {listed}." if listed else period
+    alt = f"Lines of accuracy by unsupervised index. {title}."
+    return Figure(title, tuple(frames), alt, caption, stepper="depth", first=first, height=360)
