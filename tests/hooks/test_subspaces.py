@@ -159,6 +159,18 @@ def test_an_interchange_in_a_subspace_equals_raw_torch_hooks(store, subspace, in
     assert record["self_patch_max_change"] == 0.0
 
 
+def test_no_dimension_and_its_own_state_leave_the_answer_to_the_bit(store):
+    pairs = ic.draw_pairs(RecurrenceTask(), 5, 60, 0)
+    dst, hook = models.load("c0", root=store), "blocks.1.hook_resid_pre"
+    seen, base_log = ic.observe(dst, pairs.base, [hook], (3,), 5)
+    clean = seen[hook][:, 0]
+    patcher = ic.Patcher(dst, pairs.base, hook, 3, clean, base_log, 5)
+    for axes, state in ((torch.zeros(24, 0), clean.roll(1, 0)), (random_axes(24, 9, "nine"), clean)):
+        log, at_hook = patcher(InSubspace(Swap(), axes), state)
+        assert at_hook == 0.0
+        assert torch.equal(log, base_log)
+
+
 @pytest.mark.parametrize("align", ["none", "ridge"])
 def test_all_dimensions_are_the_whole_interchange(store, align):
     whole = ic.interchange(request(align=align), root=store).values

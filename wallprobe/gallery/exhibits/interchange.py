@@ -99,7 +99,8 @@ def heatmaps(result: Result, src: str, dst: str) -> Figure:
         f"; chance gives {charts.chance(low)}" if low else ""
     )
     where = f"{len(layers)} layers by indices {', '.join(map(str, indices))}"
-    caption = f"State of {src}{_inside(result)} put into {dst}. Mean probability over pairs; grey is the noise floor or less. Bold: the 95 % interval excludes it."
+    put = f"State of {src}{_inside(result)} put into {dst}."
+    caption = f"{put} Mean probability over pairs; grey is the noise floor or less. Bold: the 95 % interval excludes it."
     alt = f"Two heatmaps, {where}: probability of the imported prediction and of the donor's rule. {title}."
     height = max(230, 34 * len(layers) + 130)
     return Figure(title, (Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),)),), alt, caption, height=height)
