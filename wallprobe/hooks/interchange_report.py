@@ -171,9 +171,8 @@ def make_result(
         )
 
     shared, weight_hashes = shares_initialisation(src, dst), [src.manifest["weight_hash"], dst.manifest["weight_hash"]]
-    floor = 1.0 / task.modulus
-    attrs = {"src": str(src.name), "dst": str(dst.name), "site": request["site"], "align": request["align"], "noise_floor": floor}
-    attrs |= {"subspace": request["subspace"]} if request["subspace"] else {}
+    attrs = {"src": str(src.name), "dst": str(dst.name), "site": request["site"], "align": request["align"]}
+    attrs |= {"noise_floor": 1.0 / task.modulus} | ({"subspace": request["subspace"]} if request["subspace"] else {})
     coords = {"layer": layers, "index": indices, "example": list(range(shown)), "token_index": list(range(horizon))}
     data = dataset(coords, grid, **attrs, modulus=task.modulus, read_index=horizon - 1, shared_initialisation=int(shared))
     summary = _summary(figures, attrs, layers, len(pairs.own), shared)

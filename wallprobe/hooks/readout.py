@@ -4,7 +4,6 @@ For each pair of runs, every depth at the last two supervised indices is swept (
 controls in every cell) as it is, through a rotation, and through an affine map fitted on other sequences. Spec wall.md section 6, seed 000.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +97,6 @@ def readout(
     depth, horizon = int(runs[0][1].manifest["shape"]["n_layers"]), int(runs[0][1].manifest["horizon"])
     indices = (horizon - 2, horizon - 1)
     grids: list[list[Grid]] = []
-    chance = math.nan
     for src, dst in runs:
         grids.append([])
         for align in BASES:
@@ -106,13 +104,12 @@ def readout(
             request = SweepRequest(
                 str(src.path), str(dst.path), None, indices, ("resid_pre",), align=align, pairs=draws, seed=seed, budget=budget
             )
-            swept = interchange_sweep.sweep(request, root=root, device=device)
-            chance = swept.data.attrs["noise_floor"]
-            grids[-1].append({name: swept.data[name].isel(site=0).transpose("index", "layer").values.astype(float) for name in KEPT})
+            grids[-1].append(_swept(request, root, device))
             if on_part is not None:
                 on_part(len(BASES) * (len(grids) - 1) + len(grids[-1]), len(BASES) * len(runs))
     names = [f"{src.name} to {dst.name}" for src, dst in runs]
     shared = [shares_initialisation(src, dst) for src, dst in runs]
+    chance = 1.0 / int(runs[0][1].manifest["task"]["modulus"])
     variables: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
         name: (("pair", "align", "index", "depth"), np.array([[grid[name] for grid in row] for row in grids]), *_describe(name))
         for name in KEPT
@@ -121,8 +118,22 @@ def readout(
     coords = {"pair": names, "align": list(BASES), "index": list(indices), "depth": list(range(depth))}
     data = dataset(coords, variables, noise_floor=chance, read_index=horizon - 1)
     summary = _summary(data, names, shared, chance)
+    manifest = _manifest(runs, names, shared, draws, seed, device, watch)
+    return Result("readout", data, ("pair", "align", "index", "depth"), summary, manifest)
+
+
+def _swept(request: SweepRequest, root: Path | None, device: str) -> Grid:
+    """What is kept of one sweep, index by depth."""
+    data = interchange_sweep.sweep(request, root=root, device=device).data.isel(site=0)
+    return {name: data[name].transpose("index", "layer").values.astype(float) for name in KEPT}
+
+
+def _manifest(
+    runs: Sequence[tuple[Run, Run]], names: list[str], shared: list[bool], draws: int, seed: int, device: str, watch: Stopwatch
+) -> dict[str, Any]:
+    """Of one pair, the weights' hashes are those of a plain interchange."""
     hashes = [{"src": src.manifest["weight_hash"], "dst": dst.manifest["weight_hash"]} for src, dst in runs]
-    manifest = provenance(
+    return provenance(
         config={"pairs": names, "weights": hashes, "draws": draws, "seed": seed},
         device=device,
         dtype="float32 models, float64 figures",
@@ -133,7 +144,6 @@ def readout(
         shared_initialisation=shared,
         seeds={"pairs": seed},
     )
-    return Result("readout", data, ("pair", "align", "index", "depth"), summary, manifest)
 
 
 def check(pairs: Sequence[Pair], root: Path | None = None) -> list[tuple[Run, Run]]:
