@@ -40,6 +40,9 @@ def interchange(
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Every layer, index and site of every pair of src and dst.")] = False,
     align: Annotated[str, typer.Option(help="none, procrustes or ridge: fit src's basis to dst's first.")] = "none",
+    subspace: Annotated[
+        str | None, typer.Option(help="Patch only the component in a span: probes:a,b, pca:8 or random:8.", show_default="the whole state")
+    ] = None,
     pairs: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
     budget: Annotated[float, typer.Option(help="GiB that a sweep's patched states may take.", min=0.01)] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of pairs and controls.")] = 0,
@@ -54,6 +57,8 @@ def interchange(
     from wallprobe.hooks.sweep_report import SweepRequest
 
     chosen = None if index is None or (sweep and index == "all") else parse_numbers(index, "index")
+    if sweep and subspace is not None:
+        raise ConfigError(f"--subspace {subspace} is for one pair and site at a time; leave --sweep out, with --layer all if you like")
     if sweep:
         sites = models.SITES if site in (None, "all") else tuple(str(site).split(","))
         requests = [
@@ -66,7 +71,7 @@ def interchange(
     for what, given in (("src", src), ("dst", dst), ("site", site or "")):
         if "," in given:
             raise ConfigError(f"--{what} {given} is a list; give one, or --sweep for all of them")
-    request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed)
+    request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed, subspace)
     _one(request, models.pick_device(device), runs, results, json)
 
 
@@ -147,7 +152,14 @@ def _sites(result: "Result") -> Any:
 
 
 SHIFTS = (("import", "the donor's answer"), ("rule", "its rule"))
-CONTROLS = (("raw", "unaligned"), ("random", "random donor"), ("mismatched", "other donor"), ("norm", "random vector"))
+CONTROLS = (
+    ("raw", "unaligned"),
+    ("random", "random donor"),
+    ("mismatched", "other donor"),
+    ("norm", "random vector"),
+    ("span", "random span"),
+    ("whole", "whole state"),
+)
 
 
 def _table(result: "Result") -> Any:
@@ -155,7 +167,8 @@ def _table(result: "Result") -> Any:
     from rich.table import Table
 
     attrs, brief = result.data.attrs, len(result.values) > 4
-    title = f"{attrs['src']} -> {attrs['dst']}, {attrs['site']}: probability of three answers at index {attrs['read_index']}"
+    inside = f" in {attrs['subspace']}" if "subspace" in attrs else ""
+    title = f"{attrs['src']} -> {attrs['dst']}, {attrs['site']}{inside}: probability of three answers at index {attrs['read_index']}"
     table = Table(title=title, title_justify="left")
     table.add_column("layer", justify="right")
     table.add_column("index", justify="right")
@@ -199,5 +212,16 @@ def _reading(result: "Result") -> str:
         )
         fitted = "" if record["alignment_r2"] is None else f"; alignment held-out R^2 {record['alignment_r2']:.3f}"
         kl = f"KL to the donor's prediction {record['base_kl_to_donor']:.2f} -> {record['kl_to_donor']:.2f} nats"
-        lines.append(f"index {record['index']} at layer {record['layer']}: shift {shift}; {kl}{fitted}")
+        lines.append(f"index {record['index']} at layer {record['layer']}: shift {shift}; {kl}{fitted}{_span(record)}")
     return "\n".join(lines)
+
+
+def _span(record: dict[str, Any]) -> str:
+    """How large the subspace is there, and what its probes read."""
+    if record.get("subspace_dims") is None:
+        return ""
+    read = "" if record["probe_accuracy"] is None else f", its probes right in {record['probe_accuracy']:.2f} of held-out sequences"
+    return (
+        f"; span of {record['subspace_dims']:.0f} dimensions with {record['subspace_variance']:.0%} of the variance "
+        f"(random span {record['span_variance']:.0%}){read}"
+    )
