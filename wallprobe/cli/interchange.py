@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from wallprobe.cli import common
 from wallprobe.errors import ConfigError
@@ -13,6 +14,7 @@ from wallprobe.errors import ConfigError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from wallprobe.hooks.prompt_report import PromptRequest
     from wallprobe.hooks.sweep_report import SweepRequest
     from wallprobe.results import Result
 
@@ -37,6 +39,10 @@ def interchange(
             show_default="resid_pre, with --sweep all",
         ),
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="JSON Lines file of prompt pairs (clean, corrupt, answer, wrong): src and dst are then language models."),
+    ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Every layer, index and site of every pair of src and dst.")] = False,
     align: Annotated[str, typer.Option(help="none, procrustes or ridge: fit src's basis to dst's first.")] = "none",
     pairs: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
@@ -51,9 +57,17 @@ def interchange(
     from wallprobe import models
     from wallprobe.hooks.interchange import Request, parse_layers, parse_numbers
     from wallprobe.hooks.interchange import interchange as measure
+    from wallprobe.hooks.prompt_report import TEXT_SITES, PromptRequest
     from wallprobe.hooks.sweep_report import SweepRequest
 
     chosen = None if index in (None, "all") else parse_numbers(str(index), "index")
+    if prompts is not None:
+        if align != "none":
+            raise ConfigError(f"--align {align} is for runs; language models on --prompts are patched as they are")
+        layers, wanted = parse_layers(layer or "all"), tuple((site or ("all" if sweep else "resid_pre")).split(","))
+        wanted = TEXT_SITES if wanted == ("all",) else wanted
+        _prompts(PromptRequest(src, dst, str(prompts), layers, chosen, wanted, seed, budget), models.pick_device(device), results, json)
+        return
     if sweep:
         sites = models.SITES if site in (None, "all") else tuple(str(site).split(","))
         requests = [
@@ -115,6 +129,46 @@ def _sweep(requests: "Sequence[SweepRequest]", device: str, runs: "Path | None",
     out.print("[dim]stored; see them: wallprobe gallery --open[/dim]", soft_wrap=True)
 
 
+def _prompts(request: "PromptRequest", device: str, results: "Path | None", json: bool) -> None:
+    """Language models on pairs of prompts: the strongest cells of each site."""
+    from rich.table import Table
+
+    from wallprobe.hooks.prompt_interchange import prompt_interchange
+
+    with common.progress() as view:
+        bar = view.add_task("interchange", total=None)
+        result = prompt_interchange(request, device=device, on_cell=partial(_show, view, bar))
+    stored = result.save(results)
+    if json:
+        common.print_json(result.to_json())
+        return
+    attrs, out = result.data.attrs, common.out()
+    table = Table(title=f"{attrs['src']} -> {attrs['dst']}: share of the clean answer restored, strongest cells", title_justify="left")
+    for heading in ("site", "layer", "index", "token", "restored", "random donor", "random vector", "p(answer)", "q"):
+        table.add_column(heading, justify="left" if heading in ("site", "token") else "right")
+    words = [str(word) for word in result.data["example_token"].values.tolist()]
+    tokens = dict(zip(result.data["index"].values.tolist(), words, strict=True))
+    records = [record for record in result.values if record["restored"] is not None]
+    for name in result.data["site"].values.tolist():
+        strongest = sorted((record for record in records if record["site"] == name), key=lambda record: -float(record["restored"]))
+        for record in strongest[:STRONGEST]:
+            restored = f"[bold]{record['restored']:.2f}[/bold] [dim]±{(record['restored_high'] - record['restored_low']) / 2:.2f}[/dim]"
+            controls = (f"{record['restored_random']:.2f}", f"{record['restored_norm']:.2f}")
+            place = (name, str(record["layer"]), str(record["index"]), escape(repr(tokens[record["index"]])))
+            table.add_row(*place, restored, *controls, f"{record['p_answer']:.3f}", f"{record['q_value']:.3f}")
+        table.add_section()
+    out.print(table)
+    summary = result.summary
+    corrupt, clean = summary["base_logit_difference"], summary["clean_logit_difference"]
+    out.print(
+        f"{summary['n_pairs']} pairs, {summary['n_cells']} cells; logit difference {corrupt:.2f} on the corrupt prompts (0 above), "
+        f"{clean:.2f} on the clean ones (1); self-patches changed {summary['self_patch_max_change']:g}.",
+        soft_wrap=True,
+    )
+    out.print(f"\n{escape(summary['finding'])}", style="bold", soft_wrap=True)
+    out.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
+
+
 def _show(view: "Progress", bar: "TaskID", done: int, total: int) -> None:
     view.update(bar, completed=done, total=total)
 
@@ -139,6 +193,7 @@ def _sites(result: "Result") -> Any:
     return table
 
 
+STRONGEST = 5  # cells of a site that are printed
 SHIFTS = (("import", "the donor's answer"), ("rule", "its rule"))
 CONTROLS = (("raw", "unaligned"), ("random", "random donor"), ("mismatched", "other donor"), ("norm", "random vector"))
 
