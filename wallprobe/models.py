@@ -119,9 +119,9 @@ class Plain:
     Attributes:
         name: how the user called it.
         kind: "folder", "gguf" or "hub".
-        model: the model, fp32, in evaluation mode.
+        model: the model, fp32, in evaluation mode; on torch's meta device where its weights were left out.
         tokenizer: its tokenizer.
-        weight_hash: SHA-256 of the weights' files.
+        weight_hash: SHA-256 of the weights' files, None where the weights were left out.
     """
 
     name: str
@@ -312,15 +312,20 @@ def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, d
     return _loaded(source, kind, bridge, plain.tokenizer, plain.weight_hash)
 
 
-def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: str) -> Plain:
+def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: str, *, weights: bool = True) -> Plain:
     with _quiet():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         reader: Any = AutoModelForCausalLM
         options: dict[str, Any] = {"local_files_only": True} | ({"gguf_file": gguf} if gguf else {})
+        loading: dict[str, Any] = {}
         try:
             with _no_bars():
-                model, loading = reader.from_pretrained(folder, **RAW, **options, output_loading_info=True)
+                if weights:
+                    model, loading = reader.from_pretrained(folder, **RAW, **options, output_loading_info=True)
+                else:
+                    with torch.device("meta"):
+                        model = reader.from_config(AutoConfig.from_pretrained(folder, **options), **RAW)
         except Exception as error:
             raise CheckpointError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
         _check_complete(source, loading)
@@ -330,24 +335,33 @@ def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: 
             raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {_first_line(error)}") from error
         if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):  # what transformers makes up where no file is
             raise CheckpointError(f"{source} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(folder)")
+    if not weights:
+        return Plain(source, kind, model.eval(), tokenizer, None)
     files = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     return Plain(source, kind, model.to(device).eval(), tokenizer, _hash_files(files))
 
 
-def load_plain(source: str, device: str = "cpu") -> Plain:
+def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Plain:
     """A decoder from a local Hugging Face folder, a .gguf file or a hub id, without hooks: half the memory of `load`.
+
+    Args:
+        source: as above.
+        device: torch device.
+        weights: False for its layout and tokenizer alone, to be checked before anything is computed.
 
     Raises:
         UnknownNameError: if it is none of these.
         CheckpointError: if it is there but damaged.
     """
     path = Path(source)
-    if path.suffix == ".gguf" and path.is_file():
-        return _read_local(source, "gguf", path.parent, path.name, device)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UnknownNameError(f"no file {source}; give an existing .gguf file")
+        return _read_local(source, "gguf", path.parent, path.name, device, weights=weights)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UnknownNameError(f"folder {source} is no Hugging Face model (config.json); prompts need a language model")
-        return _read_local(source, "folder", path, None, device)
+        return _read_local(source, "folder", path, None, device, weights=weights)
     if "/" not in source and source not in OWNERLESS:
         raise UnknownNameError(
             f"'{source}' is no language model: give a Hugging Face folder, a .gguf file or a hub id; runs take no --prompts"
@@ -365,7 +379,7 @@ def load_plain(source: str, device: str = "cpu") -> Plain:
             f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
             f"({_first_line(error)}); give a hub id, a local folder or a .gguf file"
         ) from error
-    return _read_local(source, "hub", folder, None, device)
+    return _read_local(source, "hub", folder, None, device, weights=weights)
 
 
 def _check_complete(source: str, loading: Mapping[str, Any]) -> None:

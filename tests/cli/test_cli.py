@@ -165,6 +165,7 @@ REFUSALS = [
     (["interchange", "--src", "p5", "--dst", "c0", "--layer", "6"], "layer 6 does not exist in p5 and c0; give 0 to 5, or 'all'"),
     (["interchange", "--src", "p5", "--dst", "c0", "--layer", "x"], "--layer 'x' is not a number"),
     (["interchange", "--src", "p5", "--dst", "c0", "--index", "7"], "index 7 cannot matter"),
+    (["interchange", "--src", "p5", "--dst", "c0", "--index", "all"], "--index 'all' is not a number"),
     (["interchange", "--src", "p5,c1", "--dst", "c0"], "--src p5,c1 is a list; give one, or --sweep for all of them"),
     (["interchange", "--sweep", "--src", "p5", "--dst", "c0,c9"], "no run named 'c9'"),
     (["interchange", "--sweep", "--src", "p5", "--dst", "c0", "--site", "nose"], "no site named 'nose'; there are: resid_pre"),

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.hooks import tiny_models
 from wallprobe import models
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError, InstrumentError, UnknownNameError
 from wallprobe.hooks import stacks
-from wallprobe.hooks.prompt_interchange import prompt_interchange
+from wallprobe.hooks.prompt_interchange import other_pairs, prompt_interchange
 from wallprobe.hooks.prompt_pairs import read_pairs
 from wallprobe.hooks.prompt_report import TEXT_SITES, PromptRequest
 
@@ -71,10 +71,12 @@ def test_cells_equal_whole_passes_of_the_model(folder, tmp_path):
         for layer, index in ((0, 1), (1, 3), (2, 3)):
             cell = result.data.sel(site=site, layer=layer, index=index)
             wanted = by_hand(folder, file, site, layer, index)
-            assert float(cell["logit_difference"]) == pytest.approx(wanted, abs=1e-4 * max(1, abs(wanted))), (site, layer, index)
+            assert float(cell["logit_difference"]) == pytest.approx(wanted, rel=0, abs=1e-5), (site, layer, index)
             compared += 1
     assert compared == 3 * len(TEXT_SITES)
     whole = result.data.sel(site="resid_post", layer=2, index=3)
+    assert float(whole["logit_difference"]) == pytest.approx(result.summary["clean_logit_difference"], rel=0, abs=1e-5)
+    # A ratio whose denominator is small in a random model.
     assert float(whole["restored"]) == pytest.approx(1.0, abs=1e-4)
 
 
@@ -84,7 +86,7 @@ def test_where_nothing_can_be_swapped_there_is_no_cell(folder, tmp_path):
     assert 0 not in data["index"].values
     # The third word is the same in every pair: its embedding says nothing, what later layers make of it does.
     assert [place.tolist() for place in data.isnull().values.nonzero()] == [[0], [1]]
-    same = [PAIRS[2] | {"corrupt": "the fox is known"}] * 2 + [PAIRS[2]]
+    same = [PAIRS[2] | {"answer": answer} for answer in ("for", "which")]
     data = prompt_interchange(PromptRequest(str(folder), str(folder), str(write(tmp_path / "same.jsonl", same)))).data["restored"]
     assert bool(data.sel(site="resid_pre", layer=0, index=[2, 3]).isnull().all())
 
@@ -107,10 +109,12 @@ MISTAKES = [
     ),
     ([PAIRS[0] | {"corrupt": "the dog"}], "line 1 of pairs.jsonl: clean has 4 tokens, corrupt 2"),
     ([PAIRS[0] | {"corrupt": PAIRS[0]["clean"]}], "clean and corrupt are the same tokens"),
-    ([PAIRS[0] | {"wrong": "jumps high"}], "answer and wrong begin with the same token"),
+    ([PAIRS[0] | {"wrong": "over river"}], "wrong 'over river' is 2 tokens .'over' . 'river'.; give a word of one token"),
+    ([PAIRS[0] | {"wrong": "jumps"}], "answer and wrong are the same token, 'jumps'"),
     ([PAIRS[0] | {"answer": ""}], "must be texts that are not empty"),
-    ([{"clean": "the fox"}], "is no JSON object with clean, corrupt, answer, wrong"),
-    ([["the fox"]], "is no JSON object with clean, corrupt, answer, wrong"),
+    ([{"clean": "the fox", "wrong": "over"}], "line 1 of pairs.jsonl lacks corrupt, answer; a pair has clean, corrupt, answer, wrong"),
+    ([["the fox"]], "is no JSON object; write one with clean, corrupt, answer, wrong"),
+    ([PAIRS[0], PAIRS[1] | {"answer": "jumps"}], "every pair of pairs.jsonl has the answer 'jumps'"),
 ]
 
 
@@ -120,6 +124,48 @@ def test_a_file_that_is_wrong_is_one_clear_line(tmp_path, rows, said):
     tokenizer = tiny_models.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=said):
         read_pairs(write(tmp_path / "pairs.jsonl", rows), tokenizer)
+
+
+def test_a_file_that_is_no_json_or_no_text(tmp_path):
+    tiny_models.save_tokenizer(tmp_path)
+    tokenizer = tiny_models.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("{clean: 1}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"line 1 of pairs.jsonl is not JSON .*; write an object with clean"):
+        read_pairs(file, tokenizer)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read as UTF-8 text"):
+        read_pairs(file, tokenizer)
+    # A line separator of Unicode within a string is no end of a line; a byte order mark is no part of the first.
+    rows = [json.dumps(row | {"note": "a\u2028b"}, ensure_ascii=False) for row in PAIRS]
+    file.write_text("\n\n".join(rows) + "\n", encoding="utf-8-sig")
+    assert read_pairs(file, tokenizer).clean.shape == (3, 4)
+
+
+def test_controls_have_another_donor_and_a_mismatched_one_another_answer(tmp_path):
+    tiny_models.save_tokenizer(tmp_path)
+    rows = [PAIRS[number % 2] for number in range(9)] + [PAIRS[2]]
+    pairs = read_pairs(write(tmp_path / "pairs.jsonl", rows), tiny_models.PreTrainedTokenizerFast.from_pretrained(tmp_path))
+    for seed in range(20):
+        random, mismatched = other_pairs(pairs, seed)
+        assert sorted(random.tolist()) == list(range(10))
+        assert not bool((random == torch.arange(10)).any())
+        assert not bool((pairs.answer[mismatched] == pairs.answer).any())
+
+
+def test_every_cell_carries_its_controls_and_intervals(folder, tmp_path):
+    file = write(tmp_path / "pairs.jsonl", PAIRS)
+    result = prompt_interchange(PromptRequest(str(folder), str(folder), str(file), layers=(1, 2)))
+    for record in result.values:
+        named = [f"restored{arm}" for arm in ("", "_low", "_high", "_random", "_mismatched", "_norm")]
+        assert not [name for name in (*named, "p_answer", "p_answer_mismatched", "p_value", "q_value") if record[name] is None]
+        rounding = 1e-12 * abs(record["restored"])
+        assert record["restored_low"] - rounding <= record["restored"] <= record["restored_high"] + rounding
+    assert result.manifest["engine"]["checked_cells"] == 3
+    assert 0 <= result.manifest["engine"]["largest_difference"] < 1e-5
+    examples = result.data.sel(site="resid_pre", layer=2, index=3)
+    assert float(examples["example_p_answer"].mean()) == pytest.approx(float(examples["p_answer"]), abs=1e-12)
+    assert result.data["example_corrupt_token"].values[1].tolist() == PAIRS[1]["corrupt"].split()
 
 
 def test_models_that_do_not_go_together(tmp_path):
@@ -138,6 +184,10 @@ def test_models_that_do_not_go_together(tmp_path):
         prompt_interchange(PromptRequest(str(one), str(tmp_path / "words"), str(file)))
     with pytest.raises(ConfigError, match="layer 7 does not exist"):
         prompt_interchange(PromptRequest(str(one), str(one), str(file), layers=(7,)))
+    with pytest.raises(InstrumentError, match="site resid_mid cannot be patched in a model of transformers"):
+        prompt_interchange(PromptRequest(str(one), str(one), str(file), sites=("resid_mid",)))
+    with pytest.raises(UnknownNameError, match="no site named 'nose'"):
+        prompt_interchange(PromptRequest(str(one), str(one), str(file), sites=("nose",)))
     with pytest.raises(ConfigError, match="the prompts have 4 tokens; give indices from 0 to 3"):
         prompt_interchange(PromptRequest(str(one), str(one), str(file), indices=(9,)))
     with pytest.raises(UnknownNameError, match="no file"):

@@ -165,7 +165,8 @@ def test_an_unwritable_store_is_named(tmp_path):
     assert blocker.read_text() == "not a folder"
 
 
-def test_distillation_uses_the_trained_teacher(tmp_path):
+def test_distillation_uses_the_trained_teacher(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BUNDLED", tmp_path / "nothing bundled")
     with pytest.raises(ConfigError, match=r"learns from run c3, which is not there; train it first: wallprobe train c3"):
         loop.train(job("c4"), tmp_path)
     loop.train(job("c3"), tmp_path)

@@ -6,17 +6,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from wallprobe.cli import common
+from wallprobe.cli import common, prompting
 from wallprobe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-    from wallprobe.hooks.prompt_report import PromptRequest
+    from wallprobe.hooks.interchange import Request
     from wallprobe.hooks.sweep_report import SweepRequest
     from wallprobe.results import Result
+
+Layer = Annotated[str | None, typer.Option(help="Layer, list of layers (0,3,5), or all.", show_default="3, with --sweep or --prompts all")]
+Index = Annotated[
+    str | None,
+    typer.Option(help="Index or list of indices to patch, one at a time.", show_default="the last two, with --sweep or --prompts all"),
+]
+Site = Annotated[
+    str | None,
+    typer.Option(
+        help="resid_pre, resid_mid, resid_post, attn_out, mlp_out, z; with --sweep or --prompts a list, or all.",
+        show_default="resid_pre, with --sweep all",
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help="JSON Lines file of prompt pairs (clean, corrupt, answer, wrong): src and dst are then language models."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,28 +39,18 @@ def register(app: typer.Typer) -> None:
 
 
 def interchange(
-    src: Annotated[str, typer.Option(help="Donor run; with --sweep a list (p5,c1).")],
-    dst: Annotated[str, typer.Option(help="Receiving run; with --sweep a list.")],
-    layer: Annotated[str | None, typer.Option(help="Layer, list of layers (0,3,5), or all.", show_default="3, with --sweep all")] = None,
-    index: Annotated[
-        str | None,
-        typer.Option(help="Index or list of indices to patch, one at a time.", show_default="the last two, with --sweep all"),
-    ] = None,
-    site: Annotated[
-        str | None,
-        typer.Option(
-            help="resid_pre, resid_mid, resid_post, attn_out, mlp_out, z; with --sweep a list.",
-            show_default="resid_pre, with --sweep all",
-        ),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="JSON Lines file of prompt pairs (clean, corrupt, answer, wrong): src and dst are then language models."),
-    ] = None,
+    src: Annotated[str, typer.Option(help="Donor run; with --sweep a list (p5,c1). With --prompts a folder, .gguf file or hub id.")],
+    dst: Annotated[str, typer.Option(help="Receiving run or model; with --sweep a list of runs.")],
+    layer: Layer = None,
+    index: Index = None,
+    site: Site = None,
+    prompts: Prompts = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Every layer, index and site of every pair of src and dst.")] = False,
     align: Annotated[str, typer.Option(help="none, procrustes or ridge: fit src's basis to dst's first.")] = "none",
     pairs: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
-    budget: Annotated[float, typer.Option(help="GiB that a sweep's patched states may take.", min=0.01)] = 1.0,
+    budget: Annotated[float, typer.Option(help="GiB that a sweep's tensors may take beside the weights.", min=0.01)] = 1.0,
+    backend: Annotated[str, typer.Option(help="hooks, or nnsight (one layer; needs the extra 'remote').")] = "hooks",
+    remote: Annotated[str, typer.Option(help="With nnsight none, or local: the way it would go to NDIF, run here.")] = "none",
     seed: Annotated[int, typer.Option(help="Seed of pairs and controls.")] = 0,
     device: common.Device = "auto",
     runs: common.Runs = None,
@@ -56,38 +60,57 @@ def interchange(
     """Put src's activation into dst and read whose answer comes out: dst's own, the donor's rule, or the donor's prediction."""
     from wallprobe import models
     from wallprobe.hooks.interchange import Request, parse_layers, parse_numbers
-    from wallprobe.hooks.interchange import interchange as measure
-    from wallprobe.hooks.prompt_report import TEXT_SITES, PromptRequest
-    from wallprobe.hooks.sweep_report import SweepRequest
+    from wallprobe.hooks.remote import check as check_backend
 
-    chosen = None if index in (None, "all") else parse_numbers(str(index), "index")
+    check_backend(backend, remote)
     if prompts is not None:
-        if align != "none":
-            raise ConfigError(f"--align {align} is for runs; language models on --prompts are patched as they are")
-        layers, wanted = parse_layers(layer or "all"), tuple((site or ("all" if sweep else "resid_pre")).split(","))
-        wanted = TEXT_SITES if wanted == ("all",) else wanted
-        _prompts(PromptRequest(src, dst, str(prompts), layers, chosen, wanted, seed, budget), models.pick_device(device), results, json)
+        more = {"seed": seed, "budget": budget, "backend": backend, "remote": remote}
+        asked = prompting.request_of(src, dst, prompts, layer, index, site, sweep=sweep, align=align, **more)
+        prompting.measure(asked, models.pick_device(device), results, json)
         return
+    if remote != "none":
+        raise ConfigError(f"--remote {remote} is for language models on --prompts: a remote machine does not have runs")
     if sweep:
-        sites = models.SITES if site in (None, "all") else tuple(str(site).split(","))
-        requests = [
-            SweepRequest(donor, receiver, parse_layers(layer or "all"), chosen, sites, align, pairs, seed, budget)
-            for donor in src.split(",")
-            for receiver in dst.split(",")
-        ]
-        _sweep(requests, models.pick_device(device), runs, results, json)
+        if backend != "hooks":
+            raise ConfigError(f"--backend {backend} runs one cell at a time; leave --sweep out, or the backend")
+        _sweep(_grid(src, dst, layer, index, site, align, pairs, seed, budget), models.pick_device(device), runs, results, json)
         return
     for what, given in (("src", src), ("dst", dst), ("site", site or "")):
         if "," in given:
             raise ConfigError(f"--{what} {given} is a list; give one, or --sweep for all of them")
-    request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed)
+    chosen = None if index is None else parse_numbers(index, "index")
+    request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed, backend)
+    _one(request, models.pick_device(device), runs, results, json)
+
+
+def _grid(
+    src: str, dst: str, layer: str | None, index: str | None, site: str | None, align: str, pairs: int, seed: int, budget: float
+) -> "list[SweepRequest]":
+    """A request for every pair of runs."""
+    from wallprobe import models
+    from wallprobe.hooks.interchange import parse_layers, parse_numbers
+    from wallprobe.hooks.sweep_report import SweepRequest
+
+    indices = None if index in (None, "all") else parse_numbers(str(index), "index")
+    sites = models.SITES if site in (None, "all") else tuple(str(site).split(","))
+    return [
+        SweepRequest(donor, receiver, parse_layers(layer or "all"), indices, sites, align, pairs, seed, budget)
+        for donor in src.split(",")
+        for receiver in dst.split(",")
+    ]
+
+
+def _one(request: "Request", device: str, runs: "Path | None", results: "Path | None", json: bool) -> None:
+    """One pair of runs at one site, every control printed."""
+    from wallprobe.hooks.interchange import interchange as measure
+
     with common.progress() as view:
         bar = view.add_task("interchange", total=None)
         result = measure(
             request,
             root=runs,
-            device=models.pick_device(device),
-            on_cell=lambda done, total: view.update(bar, completed=done, total=total),
+            device=device,
+            on_cell=partial(common.show, view, bar),
         )
     stored = result.save(results)
     if json:
@@ -110,7 +133,7 @@ def _sweep(requests: "Sequence[SweepRequest]", device: str, runs: "Path | None",
     with common.progress() as view:
         for request in requests:
             bar = view.add_task(f"{request.src} to {request.dst}", total=None)
-            made.append(sweep(request, root=runs, device=device, on_cell=partial(_show, view, bar)))
+            made.append(sweep(request, root=runs, device=device, on_cell=partial(common.show, view, bar)))
             made[-1].save(results)
     if json:
         common.print_json(made[0].to_json() if len(made) == 1 else {"kind": "sweeps", "sweeps": [result.to_json() for result in made]})
@@ -122,55 +145,11 @@ def _sweep(requests: "Sequence[SweepRequest]", device: str, runs: "Path | None",
     engine, budget = made[0].manifest["engine"], made[0].manifest["config"]["budget"]
     apart = max(result.manifest["engine"]["largest_difference"] for result in made)
     out.print(
-        f"L: layer, i: index; random: with a random donor there. Patched states within {budget:g} GiB. In each sweep "
+        f"L: layer, i: index; random: with a random donor there. Within {budget:g} GiB beside the weights. In each sweep "
         f"{engine['checked_cells']} cells were run whole as well: at most {apart:.1g} apart in log-probability; self-patches changed 0.",
         soft_wrap=True,
     )
     out.print("[dim]stored; see them: wallprobe gallery --open[/dim]", soft_wrap=True)
-
-
-def _prompts(request: "PromptRequest", device: str, results: "Path | None", json: bool) -> None:
-    """Language models on pairs of prompts: the strongest cells of each site."""
-    from rich.table import Table
-
-    from wallprobe.hooks.prompt_interchange import prompt_interchange
-
-    with common.progress() as view:
-        bar = view.add_task("interchange", total=None)
-        result = prompt_interchange(request, device=device, on_cell=partial(_show, view, bar))
-    stored = result.save(results)
-    if json:
-        common.print_json(result.to_json())
-        return
-    attrs, out = result.data.attrs, common.out()
-    table = Table(title=f"{attrs['src']} -> {attrs['dst']}: share of the clean answer restored, strongest cells", title_justify="left")
-    for heading in ("site", "layer", "index", "token", "restored", "random donor", "random vector", "p(answer)", "q"):
-        table.add_column(heading, justify="left" if heading in ("site", "token") else "right")
-    words = [str(word) for word in result.data["example_token"].values.tolist()]
-    tokens = dict(zip(result.data["index"].values.tolist(), words, strict=True))
-    records = [record for record in result.values if record["restored"] is not None]
-    for name in result.data["site"].values.tolist():
-        strongest = sorted((record for record in records if record["site"] == name), key=lambda record: -float(record["restored"]))
-        for record in strongest[:STRONGEST]:
-            restored = f"[bold]{record['restored']:.2f}[/bold] [dim]±{(record['restored_high'] - record['restored_low']) / 2:.2f}[/dim]"
-            controls = (f"{record['restored_random']:.2f}", f"{record['restored_norm']:.2f}")
-            place = (name, str(record["layer"]), str(record["index"]), escape(repr(tokens[record["index"]])))
-            table.add_row(*place, restored, *controls, f"{record['p_answer']:.3f}", f"{record['q_value']:.3f}")
-        table.add_section()
-    out.print(table)
-    summary = result.summary
-    corrupt, clean = summary["base_logit_difference"], summary["clean_logit_difference"]
-    out.print(
-        f"{summary['n_pairs']} pairs, {summary['n_cells']} cells; logit difference {corrupt:.2f} on the corrupt prompts (0 above), "
-        f"{clean:.2f} on the clean ones (1); self-patches changed {summary['self_patch_max_change']:g}.",
-        soft_wrap=True,
-    )
-    out.print(f"\n{escape(summary['finding'])}", style="bold", soft_wrap=True)
-    out.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
-
-
-def _show(view: "Progress", bar: "TaskID", done: int, total: int) -> None:
-    view.update(bar, completed=done, total=total)
 
 
 def _sites(result: "Result") -> Any:
@@ -193,7 +172,6 @@ def _sites(result: "Result") -> Any:
     return table
 
 
-STRONGEST = 5  # cells of a site that are printed
 SHIFTS = (("import", "the donor's answer"), ("rule", "its rule"))
 CONTROLS = (("raw", "unaligned"), ("random", "random donor"), ("mismatched", "other donor"), ("norm", "random vector"))
 

@@ -4,9 +4,9 @@ src reads the clean prompts, dst the corrupt ones; src's activation at (layer, i
 wrong answer's is read at the last index. 0 is dst left alone, 1 is dst on the clean prompt.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,18 +14,39 @@ from torch import Tensor
 
 from wallprobe import models, stats
 from wallprobe.errors import ConfigError, InstrumentError
-from wallprobe.hooks import cache, resume, sites, stacks
-from wallprobe.hooks.interventions import NormMatched, OtherDonor, Swap
+from wallprobe.hooks import remote, stacks
+from wallprobe.hooks.interventions import Intervention, NormMatched, OtherDonor, Swap
+from wallprobe.hooks.prompt_engines import Engine, Reads, Resumed, Traced, layout
 from wallprobe.hooks.prompt_pairs import PromptPairs, read_pairs
-from wallprobe.hooks.prompt_report import ARMS, PromptRequest, Read, figures_of, make_result
+from wallprobe.hooks.prompt_report import Measured, PromptRequest, Read, figures_of, make_result
 from wallprobe.hooks.sweep_report import Place, adjusted, sign_flips
 from wallprobe.manifest import Stopwatch
 from wallprobe.results import Result
 from wallprobe.rng import generator
 
-AGREEMENT = 1e-3  # logits by which the model taken apart may differ from the model
-SELF_BATCH = 64  # cells whose self-patches share one pass
+CHECKED = 3  # cells run whole beside
+AGREEMENT = 1e-3  # of the largest logit, by which the two ways may differ
 LATE = ("resid_post", "attn_out", "mlp_out", "z")
+
+
+@dataclass(frozen=True)
+class Donors:
+    """What src gives, and whose donor each pair gets in the controls."""
+
+    values: Mapping[Place, Float[Tensor, "pair width"]]
+    random: Int[Tensor, " pair"]
+    mismatched: Int[Tensor, " pair"]
+    seed: int
+
+    def arms(self, place: Place, there: Float[Tensor, "pair width"]) -> dict[str, Float[Tensor, "pair width"]]:
+        """What goes into a cell: the treatment and its controls, by name."""
+        named: dict[str, Intervention] = {
+            "treated": Swap(),
+            "random": OtherDonor(Swap(), self.random),
+            "mismatched": OtherDonor(Swap(), self.mismatched),
+            "norm": NormMatched(Swap(), self.seed),
+        }
+        return {name: intervention(there, self.values[place]) for name, intervention in named.items()}
 
 
 def prompt_interchange(request: PromptRequest, *, device: str = "cpu", on_cell: Callable[[int, int], None] | None = None) -> Result:
@@ -41,94 +62,148 @@ def prompt_interchange(request: PromptRequest, *, device: str = "cpu", on_cell: 
 
     Raises:
         UnknownNameError, CheckpointError: for a model or file that is not there, or is damaged.
-        ConfigError: for models or prompts that do not go together.
-        InstrumentError: if a patch changed nothing, a self-patch something, or the model taken apart is not the model.
+        ConfigError: for models or prompts that do not go together, or do not fit the budget.
+        InstrumentError: if a patch changed nothing, a self-patch something, or the quick pass differs from the model's own.
     """
     watch = Stopwatch()
+    remote.check(request.backend, request.remote)
     plain = models.load_plain(request.src, device)
     pairs = read_pairs(Path(request.prompts), plain.tokenizer)
+    places = plan(request, plain, pairs)
     with torch.no_grad():
-        stack = taken_apart(plain, pairs.clean.to(device))
-        places = _plan(request, stack, pairs)
-        clean = resume.observe(stack, pairs.clean.to(device))
-        donor = {place: sites.value_at(stack, clean, place.layer, place.index, place.site).clone() for place in places}
-        src_width, src_hash, src_vocabulary = stack.d_model, plain.weight_hash, plain.tokenizer.get_vocab()
+        engine = _engine(request, plain)
+        src_hash = plain.weight_hash
+        engine.groups(places, pairs.clean, request.budget)
+        engine.run(pairs.clean.to(device), places)
+        donors = Donors({place: engine.value(place).clone() for place in places}, *other_pairs(pairs, request.seed), request.seed)
         if request.dst != request.src:
-            del plain, stack, clean
+            del plain, engine
             plain = models.load_plain(request.dst, device)
-            _check_together(request, plain, src_vocabulary, src_width)
-            stack = taken_apart(plain, pairs.corrupt.to(device))
-            _plan(request, stack, pairs)
-        reads = _reader(pairs, device)
-        ceiling = reads(stack.read(resume.observe(stack, pairs.clean.to(device)).residual[-1][:, -1])[None])[0]
-        clean = resume.observe(stack, pairs.corrupt.to(device))
-        base = reads(stack.read(clean.residual[-1][:, -1])[None])[0]
-        selves = self_patches(plain, stack, places, pairs.corrupt.to(device))
-        weights = stats.resamples(len(pairs.answer), generator(request.seed, "prompts bootstrap"))
-        signs, order = sign_flips(len(pairs.answer), request.seed), _others(pairs, request.seed)
-        figures: dict[Place, dict[str, float]] = {}
-        for group in _groups(stack, places, pairs, request.budget):
-            read = _walk(stack, clean, group, donor, order, request.seed, reads)
-            for place, (change, arms) in zip(group, read, strict=True):
-                figures[place] = figures_of(place, change, arms, base, ceiling, selves[place], weights, signs)
-            if on_cell is not None:
-                on_cell(len(figures), len(places))
+            engine = _engine(request, plain)
+        measured = _measure(request, engine, plain.name, places, pairs, donors, device, on_cell)
+    return make_result(request, pairs, measured, (src_hash, plain.weight_hash), device, watch)
+
+
+def _engine(request: PromptRequest, plain: models.Plain) -> Engine:
+    return Traced(plain, request.remote) if request.backend == "nnsight" else Resumed(plain)
+
+
+def _measure(
+    request: PromptRequest,
+    engine: Engine,
+    name: str,
+    places: Sequence[Place],
+    pairs: PromptPairs,
+    donors: Donors,
+    device: str,
+    on_cell: Callable[[int, int], None] | None,
+) -> Measured:
+    """Every cell of dst, its figures and what the examples show."""
+    reads, corrupt = _reader(pairs, device), pairs.corrupt.to(device)
+    ceiling = reads(engine.run(pairs.clean.to(device), [])[None])[0]
+    selves = engine.self_patches(places, corrupt)
+    base = reads(engine.run(corrupt, places)[None])[0]
+    places = _swappable(engine, places, pairs, donors)
+    groups = engine.groups(places, pairs.corrupt, request.budget)
+    weights = stats.resamples(len(pairs.answer), generator(request.seed, "prompts bootstrap"))
+    signs = sign_flips(len(pairs.answer), request.seed)
+    order = torch.randperm(len(places), generator=generator(request.seed, "prompts checked"))
+    checked = {places[int(place)] for place in order[:CHECKED]}
+    figures: dict[Place, dict[str, float]] = {}
+    treated: dict[Place, Read] = {}
+    apart = 0.0
+    for group in groups:
+        arms = [donors.arms(place, engine.value(place)) for place in group]
+        entries = [(place, value) for place, by_name in zip(group, arms, strict=True) for value in by_name.values()]
+        rows = iter(engine.patched(entries, reads))
+        for place, by_name in zip(group, arms, strict=True):
+            found = {arm: next(rows) for arm in by_name}
+            if place in checked:
+                apart = max(apart, _check(engine, place, by_name["treated"], found["treated"], reads, name))
+            change = float((by_name["treated"] - engine.value(place)).abs().max())
+            figures[place] = figures_of(place, change, found, base, ceiling, selves[place], weights, signs)
+            treated[place] = found["treated"]
+        if on_cell is not None:
+            on_cell(len(figures), len(places))
     for place, q_value in zip(figures, adjusted(torch.tensor([cell["p_value"] for cell in figures.values()])), strict=True):
         figures[place]["q_value"] = float(q_value)
-    return make_result(request, places, figures, pairs, base, ceiling, (src_hash, plain.weight_hash), device, watch)
+    how = {"backend": request.backend, "checked_cells": len(checked), "largest_difference": apart}
+    return Measured(figures, treated, base, ceiling, how)
 
 
-def taken_apart(plain: models.Plain, tokens: Int[Tensor, "pair index"]) -> stacks.Native:
-    """The model in steps, held to the model itself.
+def _swappable(engine: Engine, places: Sequence[Place], pairs: PromptPairs, donors: Donors) -> list[Place]:
+    """The cells with something to swap: src and dst may share their embeddings, and clean and corrupt the token there.
 
     Raises:
-        ConfigError: if its layout is not known, or the prompts are longer than it reads.
-        InstrumentError: if the steps give other logits than the model.
+        InstrumentError: if that leaves none.
     """
-    stack = stacks.of_transformers(plain.model)
-    if stack is None:
-        raise ConfigError(
-            f"{plain.name} is a {plain.model.config.model_type}, whose passes cannot be resumed from the middle; "
-            f"known are {', '.join(stacks.LAYOUTS)}"
-        )
-    longest = getattr(plain.model.config, "max_position_embeddings", tokens.shape[1])
-    if tokens.shape[1] > longest:
-        raise ConfigError(f"{plain.name} reads {longest} tokens, the prompts have {tokens.shape[1]}; give shorter ones")
-    ours = stack.read(resume.observe(stack, tokens[:2]).residual[-1][:, -1])
-    apart = float((ours - plain.model(tokens[:2]).logits[:, -1]).abs().max())
-    if not apart <= AGREEMENT * max(1.0, float(ours.abs().max())):
-        raise InstrumentError(f"{plain.name} taken apart gives logits {apart:g} off its own; its layout is not what its config says")
-    return stack
+    same = (pairs.clean == pairs.corrupt).all(0)
+    found = [place for place in places if not (bool(same[place.index]) and torch.equal(engine.value(place), donors.values[place]))]
+    if not found:
+        raise InstrumentError("the patches change nothing: src and dst hold the same there, and so do clean and corrupt prompts")
+    return found
 
 
-def _check_together(request: PromptRequest, plain: models.Plain, vocabulary: Mapping[str, int], width: int) -> None:
-    if plain.tokenizer.get_vocab() != vocabulary:
+def _check(engine: Engine, place: Place, value: Tensor, quick: Read, reads: Reads, name: str) -> float:
+    """By how many logits the quick pass differs from a whole pass of the model with one patch.
+
+    Raises:
+        InstrumentError: if by more than rounding explains.
+    """
+    whole = engine.whole(place, value)
+    apart = float((reads(whole[None])[0].difference - quick.difference).abs().max())
+    if not apart <= AGREEMENT * max(1.0, float(whole.abs().max())):
+        raise InstrumentError(f"{place}: the quick pass is {apart:g} logits off {name}'s own; use --backend nnsight, and tell us")
+    return apart
+
+
+def plan(request: PromptRequest, plain: models.Plain, pairs: PromptPairs) -> list[Place]:
+    """Every cell that can matter; both models are held to the request before anything is computed.
+
+    Raises:
+        UnknownNameError, CheckpointError: for a dst that is not there.
+        ConfigError, InstrumentError: for models, prompts or sites that do not go together.
+    """
+    dst = plain if request.dst == request.src else models.load_plain(request.dst, weights=False)
+    if dst.tokenizer.get_vocab() != plain.tokenizer.get_vocab():
         raise ConfigError(
             f"{request.src} and {request.dst} have other tokenizers; an index would not mean the same place; give two with one"
         )
-    if plain.model.config.hidden_size != width:
-        raise ConfigError(
-            f"{request.src} is {width} wide and {request.dst} {plain.model.config.hidden_size}: their residual streams do not fit"
-        )
-
-
-def _plan(request: PromptRequest, stack: stacks.Native, pairs: PromptPairs) -> list[Place]:
+    widths = plain.model.config.hidden_size, dst.model.config.hidden_size
+    if widths[0] != widths[1]:
+        raise ConfigError(f"{request.src} is {widths[0]} wide and {request.dst} {widths[1]}: their residual streams do not fit")
+    both = (layout(plain), layout(dst))
+    if "z" in request.sites and both[0].d_heads != both[1].d_heads:
+        wide = f"{both[0].d_heads} and {both[1].d_heads}"
+        raise ConfigError(f"the heads of {request.src} and {request.dst} are {wide} wide; leave out site z")
     length = pairs.clean.shape[1]
+    for model in (plain, dst):
+        longest = getattr(model.model.config, "max_position_embeddings", length)
+        if length > longest:
+            raise ConfigError(f"{model.name} reads {longest} tokens, the prompts have {length}; give shorter ones")
+    return _places(request, both, pairs)
+
+
+def _places(request: PromptRequest, both: tuple[stacks.Native, stacks.Native], pairs: PromptPairs) -> list[Place]:
+    length, depth = pairs.clean.shape[1], min(stack.n_layers for stack in both)
     for site in request.sites:
         models.hook_name(0, site)
-        stack.point(0, site)
-    layers = tuple(range(stack.n_layers)) if request.layers is None else request.layers
-    indices = (
-        tuple(range(length)) if request.indices is None else tuple(index % length for index in request.indices if -length <= index < length)
-    )
-    wrong = [layer for layer in layers if not 0 <= layer < stack.n_layers]
+        for stack in both:
+            stack.point(0, site)
+    layers = tuple(range(depth)) if request.layers is None else request.layers
+    wrong = [layer for layer in layers if not 0 <= layer < depth]
     if wrong:
-        raise ConfigError(f"layer {wrong[0]} does not exist; give 0 to {stack.n_layers - 1}, or all")
-    if request.indices is not None and len(indices) < len(request.indices):
-        raise ConfigError(f"the prompts have {length} tokens; give indices from 0 to {length - 1}, or all")
+        raise ConfigError(f"layer {wrong[0]} does not exist; give 0 to {depth - 1}, or all")
+    asked = tuple(range(length)) if request.indices is None else request.indices
+    outside = [index for index in asked if not -length <= index < length]
+    if outside:
+        raise ConfigError(
+            f"index {outside[0]} does not exist; the prompts have {length} tokens; give indices from 0 to {length - 1}, or all"
+        )
+    stack = both[1]
     places = [
         Place(site, layer, index)
-        for index in sorted(set(indices))
+        for index in sorted({index % length for index in asked})
         for layer in layers
         for site in request.sites
         if not (site in LATE and layer == stack.n_layers - 1 and index < length - 1)
@@ -153,7 +228,20 @@ def _alone(place: Place, stack: stacks.Native) -> bool:
     return place.layer == 0 and (place.site == "resid_pre" or (place.site == "mlp_out" and stack.parallel))
 
 
-def _reader(pairs: PromptPairs, device: str) -> Callable[[Tensor], list[Read]]:
+def other_pairs(pairs: PromptPairs, seed: int) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
+    """For each pair another one: any, and one with another answer."""
+    count = len(pairs.answer)
+    order = torch.randperm(count, generator=generator(seed, "prompts donors"))
+    following = torch.empty_like(order)
+    following[order] = order.roll(1)
+    chosen = following.clone()
+    for _ in range(count):
+        clash = pairs.answer[chosen] == pairs.answer
+        chosen[clash] = following[chosen[clash]]
+    return following, chosen
+
+
+def _reader(pairs: PromptPairs, device: str) -> Reads:
     answer, wrong = pairs.answer.to(device), pairs.wrong.to(device)
 
     def reads(logits: Float[Tensor, "entry pair vocab"]) -> list[Read]:
@@ -164,132 +252,3 @@ def _reader(pairs: PromptPairs, device: str) -> Callable[[Tensor], list[Read]]:
         return [Read(*row) for row in zip(difference, probability, strict=True)]
 
     return reads
-
-
-def _others(pairs: PromptPairs, seed: int) -> Int[Tensor, " pair"]:
-    """For each pair another one, if possible with another answer."""
-    count = len(pairs.answer)
-    order = torch.randperm(count, generator=generator(seed, "prompts donors"))
-    chosen = torch.empty_like(order)
-    chosen[order] = order.roll(1)
-    for _ in range(count):
-        clash = (pairs.answer[chosen] == pairs.answer) | (chosen == torch.arange(count))
-        if not bool(clash.any()):
-            break
-        following = torch.empty_like(order)
-        following[order] = order.roll(1)
-        chosen[clash] = following[chosen[clash]]
-    return chosen
-
-
-def _groups(stack: stacks.Native, places: Sequence[Place], pairs: PromptPairs, budget: float) -> Iterator[list[Place]]:
-    count, length = pairs.clean.shape
-    for index in sorted({place.index for place in places}):
-        cell = len(ARMS) * (resume.predicted_bytes(stack, count, length, index) + 8 * count * stack.vocabulary)
-        room = int(budget * cache.GIB / cell)
-        if room < 1:
-            raise ConfigError(
-                f"one cell of {count} pairs takes {cell / cache.GIB:.2f} GiB, more than the budget of {budget:g}; "
-                "give --budget more, or fewer pairs"
-            )
-        here = sorted((place for place in places if place.index == index), key=lambda place: place.layer + (place.site != "resid_pre"))
-        for start in range(0, len(here), room):
-            yield here[start : start + room]
-
-
-def _walk(
-    stack: stacks.Native,
-    clean: resume.Clean,
-    group: Sequence[Place],
-    donor: Mapping[Place, Tensor],
-    order: Int[Tensor, " pair"],
-    seed: int,
-    reads: Callable[[Tensor], list[Read]],
-) -> list[tuple[float, dict[str, Read]]]:
-    """For each cell the largest change at its site, and what is read in every arm."""
-    changes, entries = [], []
-    for place in group:
-        there, source = sites.value_at(stack, clean, place.layer, place.index, place.site), donor[place]
-        arms = (Swap()(there, source), OtherDonor(Swap(), order)(there, source), NormMatched(Swap(), seed)(there, source))
-        changes.append(float((arms[0] - there).abs().max()))
-        entries += [sites.enter(stack, clean, place.layer, place.index, place.site, patched) for patched in arms]
-    found: list[Read] = []
-    resume.walk(stack, clean, group[0].index, entries, lambda logits: _keep(found, reads, logits))
-    rows = iter(found)
-    return [(change, {arm: next(rows) for arm in ARMS}) for change in changes]
-
-
-def _keep(found: list[Read], reads: Callable[[Tensor], list[Read]], logits: Tensor) -> Tensor:
-    found += reads(logits)
-    return torch.stack([read.difference for read in found])[..., None]
-
-
-def self_patches(
-    plain: models.Plain, stack: stacks.Native, places: Sequence[Place], tokens: Int[Tensor, "pair index"]
-) -> dict[Place, float]:
-    """The largest change of a logit when a cell is given its own activation, through hooks on the model's own modules; one prompt a cell.
-
-    Raises:
-        InstrumentError: if a module is not called exactly once, or a self-patch changes anything.
-    """
-    changes: dict[Place, float] = {}
-    for start in range(0, len(places), SELF_BATCH):
-        some = places[start : start + SELF_BATCH]
-        rows = tokens[torch.arange(len(some)) % len(tokens)]
-        by_point: dict[tuple[str, int], dict[int, int]] = {}
-        for row, place in enumerate(some):
-            by_point.setdefault((place.site, place.layer), {})[row] = place.index
-        seen: dict[tuple[str, int], Tensor] = {}
-        untouched = _hooked(plain, stack, rows, {point: _see(seen, point) for point in by_point})
-        again = _hooked(plain, stack, rows, {point: _restore(seen[point], slots) for point, slots in by_point.items()})
-        for place, change in zip(some, (again - untouched).abs().amax(-1), strict=True):
-            changes[place] = float(change)
-            if changes[place] != 0.0:
-                raise InstrumentError(f"{place}: putting {plain.name}'s own activation back changed a logit by {changes[place]}")
-    return changes
-
-
-Edit = Callable[[Tensor], Tensor]
-
-
-def _see(seen: dict[tuple[str, int], Tensor], point: tuple[str, int]) -> Edit:
-    def see(value: Tensor) -> Tensor:
-        if point in seen:
-            raise InstrumentError(f"{point[0]} of layer {point[1]} was computed more than once in one forward pass")
-        seen[point] = value.clone()
-        return value
-
-    return see
-
-
-def _restore(kept: Tensor, slots: Mapping[int, int]) -> Edit:
-    def restore(value: Tensor) -> Tensor:
-        value = value.clone()
-        for row, index in slots.items():
-            value[row, index] = kept[row, index]
-        return value
-
-    return restore
-
-
-def _hooked(
-    plain: models.Plain, stack: stacks.Native, tokens: Int[Tensor, "row index"], edits: Mapping[tuple[str, int], Edit]
-) -> Float[Tensor, "row vocab"]:
-    """Logits at the last index with edits at points of the model's own modules."""
-    handles = []
-    for (site, layer), edit in edits.items():
-        module, given = stack.point(layer, site)
-        if given:
-            handles.append(module.register_forward_pre_hook(lambda _, named, edit=edit: (edit(named[0]), *named[1:])))
-        else:
-            handles.append(module.register_forward_hook(lambda _, __, output, edit=edit: _on_first(output, edit)))
-    try:
-        logits: Tensor = plain.model(tokens).logits[:, -1]
-    finally:
-        for handle in handles:
-            handle.remove()
-    return logits
-
-
-def _on_first(output: Any, edit: Edit) -> Any:
-    return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)

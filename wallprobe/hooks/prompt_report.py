@@ -17,8 +17,9 @@ from wallprobe.hooks.sweep_report import BUDGET, FALSE, Place, p_value
 from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, dataset
 
-ARMS = ("treated", "random", "norm")
+ARMS = ("treated", "random", "mismatched", "norm")
 TEXT_SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "z")
+EXAMPLES = 4  # pairs kept one by one
 ENOUGH = 6  # pairs from which sign flips can show anything at 5 %
 
 
@@ -34,7 +35,9 @@ class PromptRequest:
         indices: None for all.
         sites: of resid_pre, resid_post, attn_out, mlp_out, z.
         seed: of controls, bootstrap and permutations.
-        budget: GiB that patched states may take.
+        budget: GiB that tensors may take beside the weights.
+        backend: "hooks" (passes from the middle), or "nnsight".
+        remote: with nnsight "none", or "local": as it would go to NDIF, run here.
     """
 
     src: str
@@ -45,6 +48,8 @@ class PromptRequest:
     sites: tuple[str, ...] = ("resid_pre",)
     seed: int = 0
     budget: float = BUDGET
+    backend: str = "hooks"
+    remote: str = "none"
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,25 @@ class Read:
 
     difference: Float[Tensor, " pair"]
     probability: Float[Tensor, " pair"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out of dst.
+
+    Attributes:
+        figures: of every cell.
+        treated: what was read in every cell.
+        base: what is read on the corrupt prompts without a patch.
+        ceiling: what is read on the clean prompts.
+        engine: how it was computed, and how far that is from whole passes.
+    """
+
+    figures: Mapping[Place, Mapping[str, float]]
+    treated: Mapping[Place, Read]
+    base: Read
+    ceiling: Read
+    engine: Mapping[str, Any]
 
 
 def figures_of(
@@ -107,6 +131,7 @@ ENDINGS = {
     "low": "95 % interval, lower bound",
     "high": "95 % interval, upper bound",
     "random": "random donor",
+    "mismatched": "donor with another answer",
     "norm": "random vector of the same norm",
 }
 
@@ -121,18 +146,16 @@ def _words(name: str) -> tuple[str, str]:
 
 def make_result(
     request: PromptRequest,
-    places: Sequence[Place],
-    figures: Mapping[Place, Mapping[str, float]],
     pairs: PromptPairs,
-    base: Read,
-    ceiling: Read,
+    measured: Measured,
     hashes: tuple[str | None, str | None],
     device: str,
     watch: Stopwatch,
 ) -> Result:
     """The Result of an interchange on prompts; see `prompt_interchange.prompt_interchange` for what goes in."""
-    asked = [site for site in request.sites if any(place.site == site for place in places)]
-    layers, indices = sorted({place.layer for place in places}), sorted({place.index for place in places})
+    figures = measured.figures
+    asked = [site for site in request.sites if any(place.site == site for place in figures)]
+    layers, indices = sorted({place.layer for place in figures}), sorted({place.index for place in figures})
     empty = dict.fromkeys(next(iter(figures.values())), math.nan)
     grid: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
         name: (
@@ -142,10 +165,12 @@ def make_result(
         )
         for name in empty
     }
-    pieces = np.array([pairs.pieces[0][index] for index in indices])
-    grid["example_token"] = (("index",), pieces, "token", "tokens of the first clean prompt")
+    grid |= _examples(pairs, measured, asked, layers, indices)
     src, dst = (Path(name).name or name for name in (request.src, request.dst))
-    data = dataset({"site": asked, "layer": layers, "index": indices}, grid, src=src, dst=dst, read_index=pairs.clean.shape[1] - 1)
+    length = pairs.clean.shape[1]
+    coords = {"site": asked, "layer": layers, "index": indices, "example": list(range(shown(pairs))), "token_index": list(range(length))}
+    subject = f"{src} -> {dst}" if request.src != request.dst else f"{src}, clean -> corrupt"
+    data = dataset(coords, grid, src=src, dst=dst, subject=subject, read_index=length - 1)
     best = max(figures, key=lambda place: figures[place]["restored"])
     manifest = provenance(
         config=asdict(request) | {"prompts_hash": pairs.data_hash, "weights": list(hashes)},
@@ -157,30 +182,61 @@ def make_result(
         data_hash=pairs.data_hash,
         weight_processing="none",
         seeds={"controls": request.seed},
+        engine=dict(measured.engine),
     )
     summary: dict[str, Any] = {
         "src": src,
         "dst": dst,
-        "n_cells": len(places),
+        "n_cells": len(figures),
         "n_pairs": len(pairs.answer),
         "seconds": manifest["wall_time_s"],
         "peak_gib": manifest["peak_memory_mib"] / 1024,
-        "base_logit_difference": float(base.difference.mean()),
-        "clean_logit_difference": float(ceiling.difference.mean()),
+        "base_logit_difference": float(measured.base.difference.mean()),
+        "clean_logit_difference": float(measured.ceiling.difference.mean()),
+        "base_p_answer": float(measured.base.probability.mean()),
+        "clean_p_answer": float(measured.ceiling.probability.mean()),
         "max_restored": figures[best]["restored"],
         "restored_at": str(best),
+        "max_p_answer": max(cell["p_answer"] for cell in figures.values()),
         "restoring_cells": sum(cell["q_value"] <= FALSE and cell["restored_low"] > 0 for cell in figures.values()),
         "self_patch_max_change": max(cell["self_patch_max_change"] for cell in figures.values()),
     }
+    moved = f"p(answer) {summary['base_p_answer']:.3f} to {figures[best]['p_answer']:.3f}"
     finding = (
-        f"From {src} to {dst}: {best} restores {figures[best]['restored']:.2f} of the clean answer (random donor "
-        f"{figures[best]['restored_random']:.2f}); {_verdict(summary)}."
+        f"{f'From {src} to {dst}' if request.src != request.dst else f'Within {src}'}: {best} restores {figures[best]['restored']:.2f} of "
+        f"the clean answer (random donor {figures[best]['restored_random']:.2f}; {moved}); {_verdict(summary)}."
     )
     return Result("prompts", data, ("site", "layer", "index"), summary | {"finding": finding}, manifest)
 
 
+def shown(pairs: PromptPairs) -> int:
+    """How many pairs are kept one by one."""
+    return min(EXAMPLES, len(pairs.answer))
+
+
+def _examples(
+    pairs: PromptPairs, measured: Measured, asked: Sequence[str], layers: Sequence[int], indices: Sequence[int]
+) -> dict[str, tuple[tuple[str, ...], Any, str, str]]:
+    """The first pairs, one by one: their tokens, and what is read before and after each patch."""
+    count, cells = shown(pairs), ("example", "site", "layer", "index")
+    made: dict[str, tuple[tuple[str, ...], Any, str, str]] = {}
+    for name, words in (("difference", "logit_difference"), ("probability", "p_answer")):
+        empty = np.full(count, math.nan)
+        kept = {place: getattr(read, name)[:count].numpy() for place, read in measured.treated.items()}
+        grid = np.array([[[kept.get(Place(site, layer, index), empty) for index in indices] for layer in layers] for site in asked])
+        units, long_name = WORDS[words]
+        made[f"example_{words}"] = (cells, np.moveaxis(grid, -1, 0), units, long_name)
+        for start, read, where in (("base", measured.base, "corrupt"), ("clean", measured.ceiling, "clean")):
+            made[f"example_{start}_{words}"] = (("example",), getattr(read, name)[:count].numpy(), units, f"{long_name}, {where} prompt")
+    for name, pieces in (("clean", pairs.pieces), ("corrupt", pairs.corrupt_pieces)):
+        made[f"example_{name}_token"] = (("example", "token_index"), np.array(pieces[:count]), "token", f"tokens of the {name} prompt")
+    for place, name in enumerate(("answer", "wrong")):
+        made[f"example_{name}"] = (("example",), np.array([both[place] for both in pairs.answers[:count]]), "token", f"the {name}")
+    return made
+
+
 def _verdict(summary: Mapping[str, Any]) -> str:
-    """How many cells restore the answer beyond doubt; of too few pairs no p-value can fall far enough."""
+    """In how many cells the clean answer comes back, beyond what a random donor does; of too few pairs no p-value can fall far enough."""
     if summary["n_pairs"] < ENOUGH:
         return f"{summary['n_pairs']} pairs are too few to tell that from chance (no p-value below 1/{2 ** summary['n_pairs']})"
-    return f"{summary['restoring_cells']} of {summary['n_cells']} cells restore some of it"
+    return f"{summary['restoring_cells']} of {summary['n_cells']} cells restore more than a random donor"

@@ -29,12 +29,14 @@ class Stack(Protocol):
     Attributes:
         n_layers: blocks.
         d_model: width of the residual stream.
+        d_heads: width of the heads' outputs side by side.
         parallel: attention and MLP of a block read the same residual.
         scale: of the attention scores.
     """
 
     n_layers: int
     d_model: int
+    d_heads: int
     d_mlp: int
     n_heads: int
     parallel: bool
@@ -68,7 +70,7 @@ class RunStack:
 
     def __init__(self, params: lean.Params, shape: lean.Shape) -> None:
         self.n_layers, self.d_model, self.n_heads, self.d_mlp = shape.n_layers, shape.d_model, shape.n_heads, shape.d_mlp
-        self.scale = shape.d_head**-0.5
+        self.scale, self.d_heads = shape.d_head**-0.5, shape.n_heads * shape.d_head
         self._params, self._width = params, shape.d_head
         qkv = torch.cat([params["W_Q"], params["W_K"], params["W_V"]], dim=-1).mT.contiguous()
         bias = torch.cat([params["b_Q"], params["b_K"], params["b_V"]], dim=-1)
@@ -133,7 +135,7 @@ class Native(ABC):
         self.d_mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
         self._model, self._body, self.vocabulary = model, body, int(config.vocab_size)
         self._width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.scale = self._width**-0.5
+        self.scale, self.d_heads = self._width**-0.5, self._width * self.n_heads
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
