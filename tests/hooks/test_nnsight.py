@@ -60,8 +60,10 @@ def test_both_backends_agree_on_prompts(folder):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5, equal_nan=True, msg=name)
 
 
-def test_the_way_to_ndif_gives_the_same(folder):
+def test_the_way_to_ndif_gives_the_same(tmp_path):
     """nnsight serialises every trace as for NDIF and reads it back with this package's modules hidden, so that what it needs is in it."""
+    folder = tiny_models.save_model("gpt2", tmp_path)
+    (folder / "pairs.jsonl").write_text(PAIRS, encoding="utf-8")
     local, plain = (on_prompts(folder, indices=(1, 3), backend="nnsight", remote=how) for how in ("local", "none"))
     assert local.manifest["config"]["remote"] == "local"
     for name in ("logit_difference", "p_answer", "logit_difference_low", "restored", "p_answer_norm"):
