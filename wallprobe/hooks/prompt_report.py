@@ -184,29 +184,38 @@ def make_result(
         seeds={"controls": request.seed},
         engine=dict(measured.engine),
     )
-    summary: dict[str, Any] = {
-        "src": src,
-        "dst": dst,
+    summary = {"src": src, "dst": dst} | _summary(measured, best, len(pairs.answer), manifest)
+    whence = f"From {src} to {dst}" if request.src != request.dst else f"Within {src}"
+    return Result(
+        "prompts", data, ("site", "layer", "index"), summary | {"finding": _finding(whence, best, figures[best], summary)}, manifest
+    )
+
+
+def _summary(measured: Measured, best: Place, pairs: int, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat summary."""
+    figures, base, ceiling = measured.figures, measured.base, measured.ceiling
+    return {
         "n_cells": len(figures),
-        "n_pairs": len(pairs.answer),
+        "n_pairs": pairs,
         "seconds": manifest["wall_time_s"],
         "peak_gib": manifest["peak_memory_mib"] / 1024,
-        "base_logit_difference": float(measured.base.difference.mean()),
-        "clean_logit_difference": float(measured.ceiling.difference.mean()),
-        "base_p_answer": float(measured.base.probability.mean()),
-        "clean_p_answer": float(measured.ceiling.probability.mean()),
+        "base_logit_difference": float(base.difference.mean()),
+        "clean_logit_difference": float(ceiling.difference.mean()),
+        "base_p_answer": float(base.probability.mean()),
+        "clean_p_answer": float(ceiling.probability.mean()),
         "max_restored": figures[best]["restored"],
         "restored_at": str(best),
         "max_p_answer": max(cell["p_answer"] for cell in figures.values()),
         "restoring_cells": sum(cell["q_value"] <= FALSE and cell["restored_low"] > 0 for cell in figures.values()),
         "self_patch_max_change": max(cell["self_patch_max_change"] for cell in figures.values()),
     }
-    moved = f"p(answer) {summary['base_p_answer']:.3f} to {figures[best]['p_answer']:.3f}"
-    finding = (
-        f"{f'From {src} to {dst}' if request.src != request.dst else f'Within {src}'}: {best} restores {figures[best]['restored']:.2f} of "
-        f"the clean answer (random donor {figures[best]['restored_random']:.2f}; {moved}); {_verdict(summary)}."
-    )
-    return Result("prompts", data, ("site", "layer", "index"), summary | {"finding": finding}, manifest)
+
+
+def _finding(whence: str, best: Place, cell: Mapping[str, float], summary: Mapping[str, Any]) -> str:
+    """One sentence: where the answer comes back, and in how many cells."""
+    moved = f"p(answer) {summary['base_p_answer']:.3f} to {cell['p_answer']:.3f}"
+    control = f"random donor {cell['restored_random']:.2f}"
+    return f"{whence}: {best} restores {cell['restored']:.2f} of the clean answer ({control}; {moved}); {_verdict(summary)}."
 
 
 def shown(pairs: PromptPairs) -> int:
