@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wallprobe import models
 from wallprobe.errors import ConfigError, InstrumentError
-from wallprobe.hooks import alignment, cache, subspaces
+from wallprobe.hooks import alignment, cache, remote, subspaces
 from wallprobe.hooks.interchange_report import Cell, make_result
 from wallprobe.hooks.interventions import Intervention, NormMatched, OtherDonor, Swap
 from wallprobe.manifest import Stopwatch
@@ -44,6 +44,7 @@ class Request:
         pairs: pairs drawn; those whose three answers coincide, or whose donor shows no rule, are dropped.
         seed: of pairs, controls and bootstrap.
         subspace: None for the whole state, else what `subspaces.parse` reads: only the component in it is patched.
+        backend: "hooks" (transformer-lens), or "nnsight".
     """
 
     src: str
@@ -55,6 +56,7 @@ class Request:
     pairs: int = 1000
     seed: int = 0
     subspace: str | None = None
+    backend: str = "hooks"
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def interchange(
         InstrumentError: if a hook did not fire exactly once, a patch changed nothing, or the self-patch changed something.
     """
     watch = Stopwatch()
+    remote.check(request.backend)
     runs = resolve_run(request.src, root), resolve_run(request.dst, root)
     request, task, horizon = resolve(request, *runs)
     assert request.layers is not None
@@ -134,12 +137,15 @@ def interchange(
     fit_tokens = task.sample(FIT_SEQUENCES, generator(request.seed, "alignment")).tokens[:, :horizon]
 
     src = models.load_run(runs[0], device)
-    donor, donor_log = observe(src, pairs.donor, list(names.values()), request.indices, horizon)
+    _check_hooks(src, list(names.values()))
+    donor, donor_log = observe(src, pairs.donor, list(names.values()), request.indices, horizon, _tracer(request, src))
     fit_src = cache.capture(src, fit_tokens, list(names.values()), keep=request.indices) if request.align != "none" else {}
     del src
 
     dst = models.load_run(runs[1], device)
-    base, base_log = observe(dst, pairs.base, list(names.values()), request.indices, horizon)
+    _check_hooks(dst, list(names.values()))
+    tracer = _tracer(request, dst)
+    base, base_log = observe(dst, pairs.base, list(names.values()), request.indices, horizon, tracer)
     fit_dst = cache.capture(dst, fit_tokens, list(names.values()), keep=request.indices) if request.align != "none" else {}
     spans = _spans(request, dst, task)
 
@@ -147,7 +153,7 @@ def interchange(
     for layer, name in names.items():
         for slot, index in enumerate(request.indices):
             fitted = alignment.fit(request.align, fit_src[name][:, slot], fit_dst[name][:, slot]) if fit_src else None
-            patcher = Patcher(dst, pairs.base, name, index, base[name][:, slot], base_log, horizon)
+            patcher = Patcher(dst, pairs.base, name, index, base[name][:, slot], base_log, horizon, tracer)
             cells[layer, index] = measure(patcher, donor[name][:, slot], pairs, request.seed, fitted, spans.get((layer, index)))
             if on_cell is not None:
                 on_cell(len(cells), len(names) * len(request.indices))
@@ -206,8 +212,29 @@ def resolve(request: Request, src: Run, dst: Run) -> tuple[Request, RecurrenceTa
     return replace(request, layers=layers, indices=indices), RecurrenceTask.from_manifest(dst.manifest["task"]), horizon
 
 
+def _tracer(request: Request, loaded: models.Loaded) -> remote.Tracer | None:
+    return remote.Tracer(loaded.name, loaded.model) if request.backend == "nnsight" else None
+
+
+def _check_hooks(loaded: models.Loaded, names: Sequence[str]) -> None:
+    """Refuse hook names that the model does not have, before it computes anything.
+
+    Raises:
+        InstrumentError: naming them.
+    """
+    hooks: Any = loaded.model
+    missing = [name for name in names if name not in hooks.hook_dict]
+    if missing:
+        raise InstrumentError(f"{loaded.name} has no hook {', '.join(missing)}; choose another --site")
+
+
 def observe(
-    loaded: models.Loaded, tokens: Int[Tensor, "pair index"], names: Sequence[str], indices: Sequence[int], horizon: int
+    loaded: models.Loaded,
+    tokens: Int[Tensor, "pair index"],
+    names: Sequence[str],
+    indices: Sequence[int],
+    horizon: int,
+    tracer: remote.Tracer | None = None,
 ) -> tuple[dict[str, Float[Tensor, "pair kept width"]], Float[Tensor, "pair vocab"]]:
     """Activations at the hooks and log-probabilities at the read index, from one forward pass over all pairs.
 
@@ -218,9 +245,16 @@ def observe(
     """
     seen: dict[str, Tensor] = {}
     kept = list(indices)
+    if tracer is not None:
+        found, ends = tracer.look(tokens.to(_device(loaded)), [(name, False) for name in names], [kept] * len(names))
+        return dict(zip(names, (value.cpu() for value in found), strict=True)), _read(ends[:, None], 1)
     logits = cache.run(loaded, tokens, {name: cache.recorder(seen, name, lambda value: value[:, kept].flatten(2)) for name in names})
     cache.check_fired(loaded, names, seen)
     return seen, _read(logits, horizon)
+
+
+def _device(loaded: models.Loaded) -> torch.device:
+    return next(loaded.model.parameters()).device
 
 
 def _read(logits: Float[Tensor, "pair index vocab"], horizon: int) -> Float[Tensor, "pair vocab"]:
@@ -235,6 +269,7 @@ class Patcher:
     Attributes:
         clean: the activation that stands there.
         base_log: log-probabilities without a patch.
+        tracer: patches through nnsight instead of transformer-lens's hooks.
     """
 
     dst: models.Loaded
@@ -244,6 +279,7 @@ class Patcher:
     clean: Float[Tensor, "pair width"]
     base_log: Float[Tensor, "pair vocab"]
     horizon: int
+    tracer: remote.Tracer | None = None
 
     def __call__(self, intervention: Intervention, source: Float[Tensor, "pair d_src"]) -> tuple[Float[Tensor, "pair vocab"], float]:
         """Log-probabilities under the patch, and its largest change at the hook.
@@ -252,6 +288,9 @@ class Patcher:
             InstrumentError: if the hook did not fire exactly once.
         """
         patched = intervention(self.clean, source)
+        if self.tracer is not None:
+            ends, change = self.tracer.patch(self.tokens.to(_device(self.dst)), (self.hook, False), self.index, patched)
+            return _read(ends[:, None], 1), change
         fired = []
 
         def put(value: Tensor, hook: Any) -> Tensor:

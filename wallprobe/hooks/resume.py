@@ -149,9 +149,8 @@ def walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry], reduc
     for start in range(0, pairs, block):
         some = slice(start, start + block)
         parts.append(_walk(stack, clean.pairs(some), index, [Entry(entry.layer, entry.residual[some]) for entry in kept]))
-    over = torch.cat(parts, dim=1)
-    figures = reduce(stack.read(over.flatten(0, 1)).view(len(kept), pairs, -1))
-    return figures if len(kept) == len(entries) else figures[place]
+    over = torch.cat(parts, dim=1)[place]
+    return reduce(stack.read(over.flatten(0, 1)).view(len(entries), pairs, -1))
 
 
 def _distinct(entries: Sequence[Entry]) -> tuple[list[Entry], list[int]]:
