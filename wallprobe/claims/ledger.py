@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wallprobe.claims.measurements import Measurements
+from wallprobe.claims.measurements import OTHER, READOUT, Measurements
 from wallprobe.claims.quantities import Quantity, Reading
 from wallprobe.claims.rules import RULES, Interval
 from wallprobe.errors import UnknownNameError
@@ -69,6 +69,7 @@ class Area:
         axes: what `--axes` trains besides.
         pairs: (donor, receiver) of the interchanges.
         instruments: what is measured on which runs: instrument -> conditions, "*" for all.
+        readouts: (donor, receiver) of the readouts by depth, each within a seed and from one seed to the next.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Area:
     axes: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     instruments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    readouts: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         ids = [claim.id for claim in self.claims]
@@ -199,7 +201,8 @@ def _missing(quantity: Quantity, measurements: Measurements) -> str:
     for condition, instrument in quantity.needs:
         if not any(measurements.lookup(seed)(condition, instrument) for seed in measurements.seeds):
             trained = any(name == condition for name, _ in measurements.sources)
-            absent.append(f"no {instrument} of {condition}" if trained else f"no run {condition}")
+            told = instrument.replace(OTHER, " of another seed").replace(READOUT, "readout into ")
+            absent.append(f"no {told} of {condition}" if trained else f"no run {condition}")
     return ", ".join(dict.fromkeys(absent)) or "no seed has all the runs it compares"
 
 

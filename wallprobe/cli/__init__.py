@@ -7,6 +7,7 @@ from types import MappingProxyType
 import typer
 
 from wallprobe.cli import (
+    ablate,
     attention,
     calibration,
     claims,
@@ -16,7 +17,9 @@ from wallprobe.cli import (
     geometry,
     interchange,
     probe,
+    readout,
     reproduce,
+    rescue,
     runs,
     temperature,
     train,
@@ -29,6 +32,9 @@ COMMANDS = MappingProxyType(
         "eval": evaluate,
         "runs": runs,
         "interchange": interchange,
+        "readout": readout,
+        "ablate": ablate,
+        "rescue": rescue,
         "attention": attention,
         "gains": gains,
         "geometry": geometry,

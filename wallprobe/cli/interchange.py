@@ -47,6 +47,9 @@ def interchange(
     prompts: Prompts = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Every layer, index and site of every pair of src and dst.")] = False,
     align: Annotated[str, typer.Option(help="none, procrustes or ridge: fit src's basis to dst's first.")] = "none",
+    subspace: Annotated[
+        str | None, typer.Option(help="Patch only the component in a span: probes:a,b, pca:8 or random:8.", show_default="the whole state")
+    ] = None,
     pairs: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
     budget: Annotated[float, typer.Option(help="GiB that a sweep's tensors may take beside the weights.", min=0.01)] = 1.0,
     backend: Annotated[str, typer.Option(help="hooks, or nnsight (one layer; needs the extra 'remote').")] = "hooks",
@@ -63,6 +66,9 @@ def interchange(
     from wallprobe.hooks.remote import check as check_backend
 
     check_backend(backend, remote)
+    if subspace is not None and (sweep or prompts is not None):
+        left = "--sweep out, with --layer all if you like" if sweep else "--prompts out: spans are fitted on runs"
+        raise ConfigError(f"--subspace {subspace} is for one pair and site at a time; leave {left}")
     if prompts is not None:
         more = {"seed": seed, "budget": budget, "backend": backend, "remote": remote}
         asked = prompting.request_of(src, dst, prompts, layer, index, site, sweep=sweep, align=align, **more)
@@ -79,7 +85,7 @@ def interchange(
         if "," in given:
             raise ConfigError(f"--{what} {given} is a list; give one, or --sweep for all of them")
     chosen = None if index is None else parse_numbers(index, "index")
-    request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed, backend)
+    request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed, subspace, backend)
     _one(request, models.pick_device(device), runs, results, json)
 
 
@@ -173,7 +179,14 @@ def _sites(result: "Result") -> Any:
 
 
 SHIFTS = (("import", "the donor's answer"), ("rule", "its rule"))
-CONTROLS = (("raw", "unaligned"), ("random", "random donor"), ("mismatched", "other donor"), ("norm", "random vector"))
+CONTROLS = (
+    ("raw", "unaligned"),
+    ("random", "random donor"),
+    ("mismatched", "other donor"),
+    ("norm", "random vector"),
+    ("span", "random span"),
+    ("whole", "whole state"),
+)
 
 
 def _table(result: "Result") -> Any:
@@ -181,7 +194,8 @@ def _table(result: "Result") -> Any:
     from rich.table import Table
 
     attrs, brief = result.data.attrs, len(result.values) > 4
-    title = f"{attrs['src']} -> {attrs['dst']}, {attrs['site']}: probability of three answers at index {attrs['read_index']}"
+    inside = f" in {attrs['subspace']}" if "subspace" in attrs else ""
+    title = f"{attrs['src']} -> {attrs['dst']}, {attrs['site']}{inside}: probability of three answers at index {attrs['read_index']}"
     table = Table(title=title, title_justify="left")
     table.add_column("layer", justify="right")
     table.add_column("index", justify="right")
@@ -225,5 +239,16 @@ def _reading(result: "Result") -> str:
         )
         fitted = "" if record["alignment_r2"] is None else f"; alignment held-out R^2 {record['alignment_r2']:.3f}"
         kl = f"KL to the donor's prediction {record['base_kl_to_donor']:.2f} -> {record['kl_to_donor']:.2f} nats"
-        lines.append(f"index {record['index']} at layer {record['layer']}: shift {shift}; {kl}{fitted}")
+        lines.append(f"index {record['index']} at layer {record['layer']}: shift {shift}; {kl}{fitted}{_span(record)}")
     return "\n".join(lines)
+
+
+def _span(record: dict[str, Any]) -> str:
+    """How large the subspace is there, and what its probes read."""
+    if record.get("subspace_dims") is None:
+        return ""
+    read = "" if record["probe_accuracy"] is None else f", its probes right in {record['probe_accuracy']:.2f} of held-out sequences"
+    return (
+        f"; span of {record['subspace_dims']:.0f} dimensions with {record['subspace_variance']:.0%} of the variance "
+        f"(random span {record['span_variance']:.0%}){read}"
+    )

@@ -21,7 +21,7 @@ def clean_bytes(stack: Stack, rows: int, length: int) -> int:
         rows: sequences.
         length: indices of each.
     """
-    kept = (3 * stack.n_layers + 1) * stack.d_model + 3 * stack.n_layers * stack.d_heads
+    kept = (3 * stack.n_layers + 1) * stack.d_model + 4 * stack.n_layers * stack.d_heads
     return 4 * rows * length * kept + predicted_bytes(stack, rows, length, 0)
 
 
