@@ -67,8 +67,8 @@ def interchange(
 
     check_backend(backend, remote)
     if subspace is not None and (sweep or prompts is not None):
-        other = "--sweep" if sweep else "--prompts"
-        raise ConfigError(f"--subspace {subspace} is for one pair of runs and site at a time; leave {other} out")
+        left = "--sweep out, with --layer all if you like" if sweep else "--prompts out: spans are fitted on runs"
+        raise ConfigError(f"--subspace {subspace} is for one pair and site at a time; leave {left}")
     if prompts is not None:
         more = {"seed": seed, "budget": budget, "backend": backend, "remote": remote}
         asked = prompting.request_of(src, dst, prompts, layer, index, site, sweep=sweep, align=align, **more)

@@ -111,15 +111,14 @@ class Resumed:
     def patched(self, entries: Sequence[tuple[Place, Tensor]], reads: Reads) -> list[Read]:
         """See `Engine`."""
         assert self._clean is not None
-        clean, found = self._clean, []
+        clean = self._clean
 
-        def keep(logits: Float[Tensor, "entry pair vocab"]) -> Float[Tensor, "entry pair one"]:
-            found.extend(reads(logits))
-            return logits[..., :1]
+        def figures(logits: Float[Tensor, "entry pair vocab"]) -> Float[Tensor, "entry pair figure"]:
+            return torch.stack([torch.stack([read.difference, read.probability], -1) for read in reads(logits)])
 
         entered = [sites.enter(self.stack, clean, place.layer, place.index, place.site, value) for place, value in entries]
-        resume.walk(self.stack, clean, entries[0][0].index, entered, keep)
-        return found
+        walked = resume.walk(self.stack, clean, entries[0][0].index, entered, figures)
+        return [Read(*row.unbind(-1)) for row in walked]
 
     def whole(self, place: Place, value: Float[Tensor, "pair width"]) -> Float[Tensor, "pair vocab"]:
         """See `Engine`."""
