@@ -25,6 +25,7 @@ from wallprobe.storage import sha256_file
 # Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
 RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
 OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
+SIZES = "parameters_counted"  # attribute of a bridge
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -141,6 +142,35 @@ def on_input(loaded: Loaded, path: str, callback: Callable[[Tensor], object]) ->
         callback(given)
 
     return module.register_forward_pre_hook(hook, with_kwargs=True).remove
+
+
+def parameter_counts(loaded: Loaded) -> tuple[int, int]:
+    """How many parameters a model has, in all and without its embeddings.
+
+    Each is counted once, tied or not. What transformer-lens adds to a pretrained model is left out: biases that are all zero, and a copy
+    of tied embeddings. The embeddings are those of tokens and positions, and the unembedding.
+    """
+    model: Any = loaded.model
+    if hasattr(model, SIZES):
+        total, without = getattr(model, SIZES)
+        return int(total), int(without)
+    found = dict(model.named_parameters())
+    if loaded.kind != "run":
+        found = {name: value for name, value in found.items() if not (name.rpartition(".")[2].startswith("b_") and not value.any())}
+        unembed, embed = found.get("unembed.W_U"), found.get("embed.W_E")
+        if unembed is not None and embed is not None and unembed.shape == embed.T.shape and bool((unembed == embed.T).all()):
+            del found["unembed.W_U"]
+    outside = ("embed.", "pos_embed.", "unembed.")
+    inner = sum(value.numel() for name, value in found.items() if not name.startswith(outside))
+    return sum(value.numel() for value in found.values()), inner
+
+
+def _count(whole: Any) -> tuple[int, int]:
+    """Parameters of a transformers model, in all and without its embeddings."""
+    outer = {id(found.weight) for found in (whole.get_input_embeddings(), whole.get_output_embeddings()) if found is not None}
+    outer |= {id(module.weight) for module in whole.modules() if isinstance(module, nn.Embedding)}
+    sizes = {id(parameter): parameter.numel() for parameter in whole.parameters()}
+    return sum(sizes.values()), sum(size for key, size in sizes.items() if key not in outer)
 
 
 def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "cpu") -> nn.Module:
@@ -322,6 +352,7 @@ def _check_complete(source: str, loading: Mapping[str, Any]) -> None:
 def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
     from transformer_lens.model_bridge import TransformerBridge
 
+    sizes = _count(model)  # before: the bridge splits joint projections into copies
     model.to(device)  # the bridge leaves a model it is handed where it is
     try:
         bridge: nn.Module = TransformerBridge.boot_transformers(
@@ -330,6 +361,7 @@ def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> 
     except Exception as error:
         kind = type(model).__name__
         raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {_first_line(error)}") from error
+    setattr(bridge, SIZES, sizes)
     return bridge.eval()
 
 

@@ -18,6 +18,7 @@ from wallprobe.cli import (
     probe,
     reproduce,
     runs,
+    scaling,
     temperature,
     train,
 )
@@ -31,6 +32,7 @@ COMMANDS = MappingProxyType(
         "interchange": interchange,
         "attention": attention,
         "gains": gains,
+        "scaling": scaling,
         "geometry": geometry,
         "temperature": temperature,
         "calibration": calibration,

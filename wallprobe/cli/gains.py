@@ -27,6 +27,7 @@ def gains(
     models: Annotated[list[str], typer.Argument(help="Run names, hub ids, local folders or .gguf files.", metavar="MODEL...")],
     prompts: Annotated[str | None, typer.Option(help="seed4 (default), single, or a text file, one prompt a line. Not for runs.")] = None,
     gain: Annotated[str, typer.Option(help="sublayer, sublayer_unit, update_ratio or resid_ratio.")] = "sublayer",
+    fit: Annotated[bool, typer.Option("--fit", help="Also fit the scaling law through these models (three or more sizes).")] = False,
     device: common.Device = "auto",
     runs: common.Runs = None,
     results: common.Results = None,
@@ -34,7 +35,8 @@ def gains(
 ) -> None:
     """Gain of every attention and MLP sub-layer, with and without attention-sink tokens."""
     from wallprobe import models as loading
-    from wallprobe.hooks import gain_math
+    from wallprobe.cli.scaling import report as report_scaling
+    from wallprobe.hooks import gain_math, scaling
     from wallprobe.hooks.gains import gains as measure
     from wallprobe.hooks.prompt_sets import prompt_set, read_texts
 
@@ -55,15 +57,19 @@ def gains(
         common.err().print(
             f"note: {', '.join(same)} have identical weights (one SHA-256); comparing them says nothing", soft_wrap=True, markup=False
         )
+    law = scaling.scaling(scaling.points_of(measured)) if fit else None
     folders = [result.save(results) for result in measured]
     if json:
-        common.print_json(common.together(measured, "model"))
+        told = common.together(measured, "model")
+        common.print_json(told if law is None else told | {"scaling": law.to_json()})
         return
     console = common.out()
     for result, folder in zip(measured, folders, strict=True):
         _report(console, result, str(folder))
     if len(measured) > 1:
         console.print(_comparison(measured))
+    if law is not None:
+        report_scaling(console, law, law.save(results))
 
 
 def _follow(view: "Progress", bar: "TaskID") -> "Callable[[int, int], None]":

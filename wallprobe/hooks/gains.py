@@ -20,7 +20,7 @@ from wallprobe.hooks import gain_math
 from wallprobe.hooks.gain_math import Norms
 from wallprobe.hooks.prompt_sets import FIRST_TOKEN, PromptSet
 from wallprobe.manifest import Stopwatch, provenance
-from wallprobe.models import Loaded, hook_name, on_input
+from wallprobe.models import Loaded, hook_name, on_input, parameter_counts
 from wallprobe.results import Result, dataset
 from wallprobe.rng import generator
 
@@ -348,11 +348,16 @@ def _summary(
     def last(name: str) -> float:
         return float(variables[name][1][-1])
 
+    n_params, inner = parameter_counts(loaded)
     count = {name: gain_math.contracting(torch.as_tensor(variables[name][1])) for name in GAINS}
     summary: dict[str, Any] = {
         "model": loaded.name,
         "definition": chosen.name,
+        "tokens": "ratio_of_means",
         "n_layers": loaded.n_layers,
+        "d_model": loaded.d_model,
+        "n_params": n_params,
+        "n_params_non_embedding": inner,
         "attn_contracting": count["attn_gain"],
         "mlp_contracting": count["mlp_gain"],
         "final_mlp_gain": last("mlp_gain"),
