@@ -73,9 +73,11 @@ def pack(source: Source, measurements: Measurements) -> bytes:
 
 def bundled_ledger(area: Area, preset: str) -> str:
     """The Markdown page of the ledger from what is bundled alone, marked as generated."""
-    measurements = read_measurements(preset, BUNDLE / "no local runs")
+    nowhere = BUNDLE / "no local runs"
+    measurements = read_measurements(preset, nowhere) if area.read is None else area.read(nowhere)
     verdicts = judge_all(area, measurements)
-    mark = "<!-- Generated from the bundled measurements: python -m wallprobe.claims.bundle --docs docs/ledger-wall.md -->"
+    which = "" if area.name == "wall" else f"--area {area.name} "
+    mark = f"<!-- Generated from the bundled measurements: python -m wallprobe.claims.bundle {which}--docs docs/ledger-{area.name}.md -->"
     return f"{mark}\n\n{markdown(area, measurements, verdicts, verdicts)}"
 
 

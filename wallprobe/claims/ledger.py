@@ -69,6 +69,7 @@ class Area:
         axes: what `--axes` trains besides.
         pairs: (donor, receiver) of the interchanges.
         instruments: what is measured on which runs: instrument -> conditions, "*" for all.
+        read: (result store, bundled=) -> what it is judged on, for an area that no run enters; None for runs of a preset.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Area:
     axes: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     instruments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    read: Callable[..., Measurements] | None = None
 
     def __post_init__(self) -> None:
         ids = [claim.id for claim in self.claims]
@@ -235,20 +237,20 @@ def summary(area: Area, measurements: Measurements, verdicts: Sequence[Verdict])
             found[f"{kind}_{name}"] = count(verdict, kind)
     found["figures_off_pattern_held"] = len(differing(verdicts))
     found["unsettled"] = sum(item.settled is False for item in verdicts)
-    return found | {"finding": _finding(found)}
+    return found | {"finding": _finding(found, measurements.basis or f"At preset {measurements.preset}")}
 
 
-def _finding(found: Mapping[str, Any]) -> str:
+def _finding(found: Mapping[str, Any], basis: str) -> str:
     """One plain sentence; what did not reproduce comes first where it is the larger part."""
     measured = found["total"] - found["unmeasured"]
     if not measured:
-        return f"None of the {found['total']} claims is measured at preset {found['preset']}."
+        return f"None of the {found['total']} claims is measured {basis[:1].lower()}{basis[1:]}."
     patterns, figures = (found[f"{kind}_reproduced"] for kind in KINDS)
     out_of = {kind: found[f"{kind}_reproduced"] + found[f"{kind}_not_reproduced"] for kind in KINDS}
     left = f"; {found['unmeasured']} of {found['total']} claims are not measured" if found["unmeasured"] else ""
     held = found["figures_off_pattern_held"]
     beside = f" ({held} of the others with their pattern)" if held else ""
     return (
-        f"At preset {found['preset']}, {patterns} of {out_of['pattern']} measured patterns hold and {figures} of {out_of['figure']} "
+        f"{basis}, {patterns} of {out_of['pattern']} measured patterns hold and {figures} of {out_of['figure']} "
         f"measured figures agree{beside}{left}."
     )
