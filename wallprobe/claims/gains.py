@@ -253,12 +253,12 @@ def _extrapolation() -> Iterator[Claim]:
     topic = "Extrapolation"
     for size, value in EXTRAPOLATED.items():
         label = size_text(size)
-        measured = "(measured) " if size < 2e10 else ""
+        measured = " (measured)" if size < 2e10 else ""
         quantity = _of("final_high") if measured else _of(f"extrapolated_{label}", "scaling")
         yield figure(
             f"ahead.{label.lower()}",
             topic,
-            f"At {label} parameters the gain is {measured}{'' if measured else 'about '}{value:g}.",
+            f"At {label} parameters the gain is {'' if measured else 'about '}{value:g}{measured}.",
             value,
             0.1 if measured else 0.0,
             quantity,

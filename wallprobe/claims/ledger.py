@@ -145,6 +145,8 @@ def judge(claim: Claim, measurements: Measurements) -> Verdict:
     failed = _unmet(claim, measurements)
     holds = value in claim.accepted and not failed
     bounded = math.isfinite(low) and math.isfinite(high)
+    if bounded and measurements.basis:
+        interval = "bootstrap over prompts"
     inside = low in claim.accepted and high in claim.accepted
     outside = high < claim.accepted.low or low > claim.accepted.high
     settled = (inside or outside or bool(failed)) if bounded else None
@@ -190,7 +192,7 @@ def _unmet(claim: Claim, measurements: Measurements) -> str:
         return ""
     quantity, accepted = claim.requires
     wrong = {seed: reading.value for seed, reading in _readings(quantity, measurements).items() if reading.value not in accepted}
-    shown = ", ".join(f"{value:.3g} at seed {seed}" for seed, value in wrong.items())
+    shown = ", ".join(f"{value:.3g}" if measurements.basis else f"{value:.3g} at seed {seed}" for seed, value in wrong.items())
     bound = f"at most {accepted.high:g}" if math.isfinite(accepted.high) else f"at least {accepted.low:g}"
     return f"needs {quantity.how} {bound}, has {shown}" if wrong else ""
 
@@ -201,7 +203,8 @@ def _missing(quantity: Quantity, measurements: Measurements) -> str:
     for condition, instrument in quantity.needs:
         if not any(measurements.lookup(seed)(condition, instrument) for seed in measurements.seeds):
             trained = any(name == condition for name, _ in measurements.sources)
-            absent.append(f"no {instrument} of {condition}" if trained else f"no run {condition}")
+            unknown = f"no measurement of {condition}" if measurements.basis else f"no run {condition}"
+            absent.append(f"no {instrument} of {condition}" if trained else unknown)
     return ", ".join(dict.fromkeys(absent)) or "no seed has all the runs it compares"
 
 

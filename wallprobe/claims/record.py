@@ -91,12 +91,10 @@ def interval_text(item: Verdict) -> str:
 def accepted_text(accepted: Interval) -> str:
     """The accepted values in words."""
     if math.isinf(accepted.low):
-        return f"below {figure_text(accepted.high)}"
-    return (
-        f"above {figure_text(accepted.low)}"
-        if math.isinf(accepted.high)
-        else f"{figure_text(accepted.low)} to {figure_text(accepted.high)}"
-    )
+        return f"{'below' if accepted.open else 'at most'} {figure_text(accepted.high)}"
+    if math.isinf(accepted.high):
+        return f"{'above' if accepted.open else 'at least'} {figure_text(accepted.low)}"
+    return f"{figure_text(accepted.low)} to {figure_text(accepted.high)}"
 
 
 def settled_text(item: Verdict) -> str:
