@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +26,7 @@ from wallprobe.storage import sha256_file
 RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
 OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
 SIZES = "parameters_counted"  # attribute of a bridge
+FOLDED = 1e-3  # nats by which folding may move a log-probability
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -100,6 +101,7 @@ class Loaded:
         run: the Run, for runs.
         tokenizer: the Hugging Face tokenizer, None for runs.
         parallel: attention and MLP read the same residual (GPT-NeoX, GPT-J).
+        processing: what was done to the weights; "none" unless `folded` made it.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Loaded:
     run: runs.Run | None = None
     tokenizer: Any = None
     parallel: bool = False
+    processing: str = "none"
 
 
 def on_input(loaded: Loaded, path: str, callback: Callable[[Tensor], object]) -> Callable[[], None]:
@@ -163,6 +166,33 @@ def parameter_counts(loaded: Loaded) -> tuple[int, int]:
     outside = ("embed.", "pos_embed.", "unembed.")
     inner = sum(value.numel() for name, value in found.items() if not name.startswith(outside))
     return sum(value.numel() for value in found.values()), inner
+
+
+def folded(loaded: Loaded) -> Loaded:
+    """The same model with its norms folded into the weights behind them, as transformer-lens does by default.
+
+    Logits stay the same and gains do not (specification of the gains, B7): for comparison only. The given model is changed. Nothing is
+    centred: in models without LayerNorm that is another function.
+
+    Raises:
+        ConfigError: if it cannot be folded, or if the folded model does not predict the same.
+    """
+    model: Any = loaded.model
+    only = {"fold_ln": True, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
+    tokens = torch.arange(min(8, int(model.cfg.d_vocab)), device=next(model.parameters()).device)[None]
+    try:
+        with _quiet(), torch.no_grad():
+            before = model(tokens).log_softmax(-1)
+            (model.enable_compatibility_mode if hasattr(model, "enable_compatibility_mode") else model.process_weights_)(**only)
+            moved = float((model(tokens).log_softmax(-1) - before).abs().max())
+    except Exception as error:
+        raise ConfigError(f"transformer-lens cannot fold {loaded.name} ({_first_line(error)}); leave --fold out") from error
+    if not moved <= FOLDED:
+        raise ConfigError(
+            f"folding by transformer-lens changes what {loaded.name} predicts (log-probabilities by {moved:.2g}): its gains would be "
+            "another model's; leave --fold out, --gain sublayer_unit has the folded gains"
+        )
+    return replace(loaded, processing="norms folded (transformer-lens)")
 
 
 def _count(whole: Any) -> tuple[int, int]:
