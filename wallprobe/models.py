@@ -10,7 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,13 +20,25 @@ from torch import Tensor, nn
 
 from wallprobe import runs
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError, UnknownNameError
+from wallprobe.sizes import SIZES, count
 from wallprobe.storage import sha256_file
 
 # Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
 RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
 OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
-SIZES = "parameters_counted"  # attribute of a bridge
-FOLDED = 1e-3  # nats by which folding may move a log-probability
+ENCODERS = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "albert",
+    "electra",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "deberta",
+    "deberta-v2",
+    "modernbert",
+)
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -48,7 +60,7 @@ def pick_device(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformer-lens's import banners, its deprecation notes on HookedTransformer and progress bars off the terminal."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -147,62 +159,6 @@ def on_input(loaded: Loaded, path: str, callback: Callable[[Tensor], object]) ->
     return module.register_forward_pre_hook(hook, with_kwargs=True).remove
 
 
-def parameter_counts(loaded: Loaded) -> tuple[int, int]:
-    """How many parameters a model has, in all and without its embeddings.
-
-    Each is counted once, tied or not. What transformer-lens adds to a pretrained model is left out: biases that are all zero, and a copy
-    of tied embeddings. The embeddings are those of tokens and positions, and the unembedding.
-    """
-    model: Any = loaded.model
-    if hasattr(model, SIZES):
-        total, without = getattr(model, SIZES)
-        return int(total), int(without)
-    found = dict(model.named_parameters())
-    if loaded.kind != "run":
-        found = {name: value for name, value in found.items() if not (name.rpartition(".")[2].startswith("b_") and not value.any())}
-        unembed, embed = found.get("unembed.W_U"), found.get("embed.W_E")
-        if unembed is not None and embed is not None and unembed.shape == embed.T.shape and bool((unembed == embed.T).all()):
-            del found["unembed.W_U"]
-    outside = ("embed.", "pos_embed.", "unembed.")
-    inner = sum(value.numel() for name, value in found.items() if not name.startswith(outside))
-    return sum(value.numel() for value in found.values()), inner
-
-
-def folded(loaded: Loaded) -> Loaded:
-    """The same model with its norms folded into the weights behind them, as transformer-lens does by default.
-
-    Logits stay the same and gains do not (specification of the gains, B7): for comparison only. The given model is changed. Nothing is
-    centred: in models without LayerNorm that is another function.
-
-    Raises:
-        ConfigError: if it cannot be folded, or if the folded model does not predict the same.
-    """
-    model: Any = loaded.model
-    only = {"fold_ln": True, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
-    tokens = torch.arange(min(8, int(model.cfg.d_vocab)), device=next(model.parameters()).device)[None]
-    try:
-        with _quiet(), torch.no_grad():
-            before = model(tokens).log_softmax(-1)
-            (model.enable_compatibility_mode if hasattr(model, "enable_compatibility_mode") else model.process_weights_)(**only)
-            moved = float((model(tokens).log_softmax(-1) - before).abs().max())
-    except Exception as error:
-        raise ConfigError(f"transformer-lens cannot fold {loaded.name} ({_first_line(error)}); leave --fold out") from error
-    if not moved <= FOLDED:
-        raise ConfigError(
-            f"folding by transformer-lens changes what {loaded.name} predicts (log-probabilities by {moved:.2g}): its gains would be "
-            "another model's; leave --fold out, --gain sublayer_unit has the folded gains"
-        )
-    return replace(loaded, processing="norms folded (transformer-lens)")
-
-
-def _count(whole: Any) -> tuple[int, int]:
-    """Parameters of a transformers model, in all and without its embeddings."""
-    outer = {id(found.weight) for found in (whole.get_input_embeddings(), whole.get_output_embeddings()) if found is not None}
-    outer |= {id(module.weight) for module in whole.modules() if isinstance(module, nn.Embedding)}
-    sizes = {id(parameter): parameter.numel() for parameter in whole.parameters()}
-    return sum(sizes.values()), sum(size for key, size in sizes.items() if key not in outer)
-
-
 def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "cpu") -> nn.Module:
     """A HookedTransformer of a run's shape: causal, pre-LN, exact GELU, learned positions.
 
@@ -216,7 +172,7 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
     Raises:
         CheckpointError: if the parameters do not fit the shape, or if there are others than these.
     """
-    with _quiet():
+    with quiet():
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
         config = HookedTransformerConfig(
@@ -335,7 +291,7 @@ def load(source: str, device: str = "cpu", root: Path | None = None) -> Loaded:
     return load_run(runs.find_run(source, root), device)
 
 
-def _hash_files(paths: list[Path]) -> str | None:
+def hash_files(paths: list[Path]) -> str | None:
     """One SHA-256 over the files' own hashes, in name order."""
     if not paths:
         return None
@@ -348,7 +304,7 @@ def _hash_files(paths: list[Path]) -> str | None:
 
 def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, device: str) -> Loaded:
     """A local folder or GGUF file through transformers and the bridge, raw weights in fp32."""
-    with _quiet():
+    with quiet():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         reader: Any = AutoModelForCausalLM
@@ -357,20 +313,21 @@ def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, d
             with _no_bars():
                 model, loading = reader.from_pretrained(folder, **RAW, **options, output_loading_info=True)
         except Exception as error:
-            raise CheckpointError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
-        _check_complete(source, loading)
+            raise CheckpointError(f"{source} cannot be loaded as a causal language model: {first_line(error)}") from error
+        refuse_encoder(source, model.config)
+        check_complete(source, loading)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:
-            raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {_first_line(error)}") from error
+            raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {first_line(error)}") from error
         if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):  # what transformers makes up where no file is
             raise CheckpointError(f"{source} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(folder)")
         bridge = _bridge(source, str(folder), model, tokenizer, device)
     files = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    return _loaded(source, kind, bridge, tokenizer, _hash_files(files))
+    return _loaded(source, kind, bridge, tokenizer, hash_files(files))
 
 
-def _check_complete(source: str, loading: Mapping[str, Any]) -> None:
+def check_complete(source: str, loading: Mapping[str, Any]) -> None:
     """Refuse what transformers only warns about: parameters that are not in the file are filled at random."""
     missing = sorted(str(name) for name in loading.get("missing_keys", ()))
     if missing:
@@ -382,7 +339,7 @@ def _check_complete(source: str, loading: Mapping[str, Any]) -> None:
 def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
     from transformer_lens.model_bridge import TransformerBridge
 
-    sizes = _count(model)  # before: the bridge splits joint projections into copies
+    sizes = count(model)  # before: the bridge splits joint projections into copies
     model.to(device)  # the bridge leaves a model it is handed where it is
     try:
         bridge: nn.Module = TransformerBridge.boot_transformers(
@@ -390,7 +347,7 @@ def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> 
         )
     except Exception as error:
         kind = type(model).__name__
-        raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {_first_line(error)}") from error
+        raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {first_line(error)}") from error
     setattr(bridge, SIZES, sizes)
     return bridge.eval()
 
@@ -404,9 +361,9 @@ def _load_hub(source: str, device: str) -> Loaded:
     try:
         utils.validate_repo_id(repository)
     except utils.HFValidationError as error:
-        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({_first_line(error)})") from error
+        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({first_line(error)})") from error
     try:
-        with _quiet():
+        with quiet():
             from transformer_lens import HookedTransformer
             from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
@@ -420,16 +377,35 @@ def _load_hub(source: str, device: str) -> Loaded:
                 tokenizer = AutoTokenizer.from_pretrained(repository, **options)
                 reader: Any = AutoModelForCausalLM
                 raw, loading = reader.from_pretrained(repository, **RAW, **options, output_loading_info=True)
-                _check_complete(source, loading)
+                refuse_encoder(source, raw.config)
+                check_complete(source, loading)
                 model = _bridge(source, repository, raw, tokenizer, device)
     except CheckpointError:
         raise
     except Exception as error:
-        raise UnknownNameError(
-            f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
-            f"({_first_line(error)}); give a hub id, a local folder, a .gguf file or a run name"
-        ) from error
+        raise unreachable(source, error) from error
     return _loaded(source, "hub", model.eval(), tokenizer, None)
+
+
+def unreachable(source: str, error: Exception) -> UnknownNameError:
+    """What to say of a hub id that gave no model."""
+    if "gated" in f"{type(error).__name__} {error}".lower():
+        return UnknownNameError(f"model '{source}' is gated: accept its terms on the hub and log in (hf auth login), then run this again")
+    return UnknownNameError(
+        f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
+        f"({first_line(error)}); give a hub id, a local folder, a .gguf file or a run name"
+    )
+
+
+def refuse_encoder(source: str, config: Any) -> None:
+    """Refuse what transformers would load as a decoder all the same.
+
+    Raises:
+        CheckpointError: if the configuration is an encoder's.
+    """
+    kind = str(getattr(config, "model_type", ""))
+    if kind in ENCODERS and not getattr(config, "is_decoder", False):
+        raise CheckpointError(f"{source} is an encoder ({kind}): it predicts no next token; give a causal decoder")
 
 
 def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str | None) -> Loaded:
@@ -439,6 +415,7 @@ def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str
     return Loaded(source, kind, model, int(config.n_layers), int(config.d_model), weight_hash, None, tokenizer, parallel)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error's first line, at most 200 characters; its type where it says nothing."""
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:200]

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.hooks.tiny_models import ARCHITECTURES, save_model, save_run
 from wallprobe import models
 from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.folding import folded
 from wallprobe.hooks import gain_math
 from wallprobe.hooks.gain_math import Norms
 from wallprobe.hooks.gain_operators import DIRECTIONS, spectral, tangents
@@ -204,7 +205,7 @@ def test_folding_keeps_the_logits_and_moves_the_gains_to_the_unit_gauge(folders:
     plain = gains(raw, chosen).data
     with torch.no_grad():
         before = raw.model(chosen.tokens[0][None]).log_softmax(-1)
-        bent = models.folded(other)
+        bent = folded(other)
         after = bent.model(chosen.tokens[0][None]).log_softmax(-1)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     result = gains(bent, chosen)
@@ -218,7 +219,7 @@ def test_folding_keeps_the_logits_and_moves_the_gains_to_the_unit_gauge(folders:
 def test_a_folding_that_changes_the_model_is_refused(folders: dict[str, Path]) -> None:
     """transformer-lens 3.9 folds GPT-2's final norm into a tied unembedding."""
     with pytest.raises(ConfigError, match=r"changes what .*gpt2 predicts .* --gain sublayer_unit has the folded gains"):
-        models.folded(models.load(str(folders["gpt2"])))
+        folded(models.load(str(folders["gpt2"])))
 
 
 def test_the_regime_rule_gives_the_seeds_labels_and_says_when_it_cannot() -> None:

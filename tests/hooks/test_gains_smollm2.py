@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from wallprobe import models
+from wallprobe.folding import folded
 from wallprobe.hooks.gains import gains
 from wallprobe.hooks.prompt_sets import prompt_set
 from wallprobe.models import Loaded
@@ -52,7 +53,7 @@ def test_folding_moves_attention_from_0_to_14_at_equal_logits(smollm2: Loaded) -
     single = prompt_set(smollm2, "single")
     with torch.no_grad():
         before = smollm2.model(single.tokens[0][None]).log_softmax(-1)
-        bent = models.folded(smollm2)
+        bent = folded(smollm2)
         after = bent.model(single.tokens[0][None]).log_softmax(-1)
     torch.testing.assert_close(after, before, rtol=0.0, atol=2e-3)
     result = gains(bent, single).summary

@@ -1,5 +1,6 @@
 """`wallprobe gains`: how loud each sub-layer of a model is."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
+    from wallprobe.hooks.gain_report import Settings
     from wallprobe.results import Result
 
 
@@ -31,6 +33,10 @@ def gains(
     tokens: Annotated[str, typer.Option(help="ratio_of_means, mean_of_ratios, geomean or median.")] = "ratio_of_means",
     positions: Annotated[str, typer.Option(help="What regime and L* are read from: all, no_sink, no_first or last.")] = "all",
     fold: Annotated[bool, typer.Option("--fold", help="Fold norms into weights first: same logits, other gains.")] = False,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="One block in memory at a time.", show_default="where it does not fit")
+    ] = None,
+    max_ram: Annotated[str | None, typer.Option(help="Memory to stay within, such as 8GiB.", show_default="4/5 of what is free")] = None,
     norms: Annotated[bool, typer.Option("--norms", help="Also print norms, angles, nets and sinks' shares.")] = False,
     fit: Annotated[bool, typer.Option("--fit", help="Also fit the scaling law through these models (three or more sizes).")] = False,
     device: common.Device = "auto",
@@ -44,13 +50,14 @@ def gains(
     from wallprobe.hooks import scaling
     from wallprobe.hooks.gain_report import Settings
     from wallprobe.hooks.prompt_sets import read_texts
+    from wallprobe.hooks.streaming import default_budget, parse_size
 
-    Settings.make(gain, tokens, positions)
+    settings = Settings.make(gain, tokens, positions)
     if prompts is not None:
         read_texts(prompts, column, limit)  # a bad file is told before half a minute of loading
-    ways = gain, tokens, positions
-    sources = {"source": prompts, "column": column, "limit": limit}
-    measured = _measure(models, ways, sources, fold=fold, device=device, runs=runs)
+    sources = prompts, column, limit
+    room = Room(stream, parse_size(max_ram) if max_ram else default_budget(), results)
+    measured = _measure(models, settings, sources, room, fold=fold, device=device, runs=runs)
     _note_copies(measured)
     law = scaling.scaling(scaling.points_of(measured)) if fit else None
     folders = [result.save(results) for result in measured]
@@ -67,10 +74,30 @@ def gains(
         report_scaling(console, law, law.save(results))
 
 
+@dataclass(frozen=True)
+class Room:
+    """How much memory a model may take: whether to stream (None: where it does not fit), the budget in bytes, and where to keep state."""
+
+    stream: bool | None
+    budget: int | None
+    results: Path | None
+
+    def streams(self, name: str) -> bool:
+        """Whether this model is to be streamed."""
+        from wallprobe.hooks.streaming import BASE
+        from wallprobe.streamed import size_in_memory
+
+        if self.stream is not None or self.budget is None:
+            return bool(self.stream)
+        size = size_in_memory(name)
+        return size is not None and size + BASE > self.budget
+
+
 def _measure(
     names: list[str],
-    ways: tuple[str, str, str],
-    sources: "dict[str, str | int | None]",
+    settings: "Settings",
+    sources: tuple[str | None, str | None, int | None],
+    room: Room,
     *,
     fold: bool,
     device: str,
@@ -78,21 +105,59 @@ def _measure(
 ) -> "list[Result]":
     """Every model in turn, under one progress view."""
     from wallprobe import models as loading
+    from wallprobe.folding import folded
     from wallprobe.hooks.gains import gains as measure
     from wallprobe.hooks.prompt_sets import prompt_set
 
     place = loading.pick_device(device)
     measured = []
+    source, column, limit = sources
     with common.progress() as view:
         for name in names:
             bar = view.add_task(f"load {_short(name)}", total=None)
+            if room.streams(name):
+                measured.append(_stream(name, settings, sources, room, fold, view, bar))
+                continue
             loaded = loading.load(name, place, runs)
-            chosen = prompt_set(loaded, **sources)  # type: ignore[arg-type]
-            loaded = loading.folded(loaded) if fold else loaded
+            chosen = prompt_set(loaded, source, column=column, limit=limit)
+            loaded = folded(loaded) if fold else loaded
             view.update(bar, description=f"gains {_short(name)}", total=len(chosen.tokens), completed=0)
+            ways = settings.definition.name, settings.tokens, settings.positions
             measured.append(measure(loaded, chosen, *ways, on_progress=_follow(view, bar)))
             del loaded
     return measured
+
+
+def _stream(
+    name: str,
+    settings: "Settings",
+    sources: tuple[str | None, str | None, int | None],
+    room: Room,
+    fold: bool,
+    view: "Progress",
+    bar: "TaskID",
+) -> "Result":
+    """One model block by block, the memory it will take said beforehand."""
+    from wallprobe.errors import ConfigError
+    from wallprobe.hooks.prompt_sets import encode
+    from wallprobe.hooks.streaming import GIB, check_budget, check_definition, stream_gains
+    from wallprobe.results import default_root
+    from wallprobe.streamed import open_streamed
+
+    if fold:
+        raise ConfigError("--fold needs the whole model in memory; leave --stream out, --gain sublayer_unit has the folded gains")
+    check_definition(settings)
+    model = open_streamed(name)
+    try:
+        chosen = encode(name, model.tokenizer, model.context, model.vocabulary, *sources)
+        needed, whole = check_budget(model, chosen, room.budget), 4 * model.n_params
+        told = f"streaming {_short(name)}: about {needed / GIB:.2f} GiB of memory, whole it would take {whole / GIB:.2f}"
+        common.err().print(told, soft_wrap=True, markup=False)
+        view.update(bar, description=f"stream {_short(name)} (blocks)", total=model.n_layers, completed=0)
+        state = (room.results or default_root()) / ".streams" / f"{_short(name)}-{chosen.data_hash[:12]}"
+        return stream_gains(model, chosen, settings, state=state, max_ram=room.budget, on_progress=_follow(view, bar))
+    finally:
+        model.close()
 
 
 def _follow(view: "Progress", bar: "TaskID") -> "Callable[[int, int], None]":

@@ -14,9 +14,10 @@ from wallprobe.hooks.gain_math import POSITIONS, Definition, Norms, Reduction, T
 from wallprobe.hooks.gain_regimes import L_STAR, argmin, regime_of
 from wallprobe.hooks.prompt_sets import FIRST_TOKEN, PromptSet
 from wallprobe.manifest import Stopwatch, peak_memory_mib, provenance
-from wallprobe.models import Loaded, parameter_counts
+from wallprobe.models import Loaded
 from wallprobe.results import Result, dataset
 from wallprobe.rng import generator
+from wallprobe.sizes import count_hooked
 
 BRANCHES = {"attn": "attention", "mlp": "the MLP"}
 SUFFIXES = {name: "" if name == "all" else f"_{name}" for name in POSITIONS}
@@ -101,7 +102,7 @@ class Subject:
     @classmethod
     def of(cls, loaded: Loaded) -> "Subject":
         """A model in memory."""
-        n_params, inner = parameter_counts(loaded)
+        n_params, inner = count_hooked(loaded.model, loaded.kind != "run")
         device = str(next(loaded.model.parameters()).device)
         shape = (loaded.name, loaded.kind, loaded.n_layers, loaded.d_model, loaded.weight_hash, loaded.parallel)
         return cls(*shape, n_params, inner, device, loaded.processing)

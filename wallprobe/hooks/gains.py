@@ -58,7 +58,9 @@ class _Tap:
                 raise InstrumentError(
                     f"{self.loaded.name}: {', '.join(missing)} of layer {layer} did not fire; its blocks are laid out differently"
                 )
-            self.rows.append(block_norms(self.live, self.loaded.parallel))
+            row = block_norms(self.live, self.loaded.parallel)
+            check_finite(self.loaded.name, row["resid_post"], layer)
+            self.rows.append(row)
             self.live, self.last = {}, value
 
     def see_final(self, value: Tensor) -> None:
@@ -139,6 +141,12 @@ def measure_norms(loaded: Loaded, tokens: Int[Tensor, "batch index"]) -> list[No
     stacked = {name: torch.stack([row[name] for row in tap.rows], dim=1) for name in tap.rows[0]}
     check_identity(loaded.name, stacked["identity_error"])
     return [Norms(**{field.name: stacked[field.name][row] for field in fields(Norms)}) for row in range(len(tokens))]
+
+
+def check_finite(name: str, norms: Float[Tensor, "batch index"], layer: int) -> None:
+    """Raise InstrumentError where a block's output is NaN or infinite."""
+    if not bool(norms.isfinite().all()):
+        raise InstrumentError(f"{name}: the residual is not finite from layer {layer} on; its weights hold NaN or inf, no gain reported")
 
 
 def check_identity(name: str, error: Float[Tensor, "batch layer index"]) -> None:
