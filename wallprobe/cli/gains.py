@@ -1,19 +1,19 @@
 """`wallprobe gains`: how loud each sub-layer of a model is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.progress import Progress, TaskID
 
     from wallprobe.hooks.gain_report import Settings
+    from wallprobe.hooks.prompt_sets import PromptSet
+    from wallprobe.models import Loaded
     from wallprobe.results import Result
 
 
@@ -23,12 +23,10 @@ def register(app: typer.Typer) -> None:
 
 
 def gains(
-    models: Annotated[list[str], typer.Argument(help="Run names, hub ids, local folders or .gguf files.", metavar="MODEL...")],
-    prompts: Annotated[
-        str | None, typer.Option(help="seed4 (default), single, mixed, a .txt, .jsonl or .csv file, or datasets:ID. Not for runs.")
-    ] = None,
-    column: Annotated[str | None, typer.Option(help="Column of a table that holds the prompts.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Prompts to read at most.", min=1)] = None,
+    models: reading.Models,
+    prompts: reading.Prompts = None,
+    column: reading.Column = None,
+    limit: reading.Limit = None,
     gain: Annotated[str, typer.Option(help="sublayer, sublayer_unit, update_ratio, resid_ratio, jacobian or spectral.")] = "sublayer",
     tokens: Annotated[str, typer.Option(help="ratio_of_means, mean_of_ratios, geomean or median.")] = "ratio_of_means",
     positions: Annotated[str, typer.Option(help="What regime and L* are read from: all, no_sink, no_first or last.")] = "all",
@@ -37,6 +35,9 @@ def gains(
         bool | None, typer.Option("--stream/--no-stream", help="One block in memory at a time.", show_default="where it does not fit")
     ] = None,
     max_ram: Annotated[str | None, typer.Option(help="Memory to stay within, such as 8GiB.", show_default="4/5 of what is free")] = None,
+    l_star: Annotated[
+        bool, typer.Option("--l-star", help="Also measure the bottleneck by entropy, rank and trace (as flow and maps do).")
+    ] = False,
     norms: Annotated[bool, typer.Option("--norms", help="Also print norms, angles, nets and sinks' shares.")] = False,
     fit: Annotated[bool, typer.Option("--fit", help="Also fit the scaling law through these models (three or more sizes).")] = False,
     device: common.Device = "auto",
@@ -56,7 +57,7 @@ def gains(
     if prompts is not None:
         read_texts(prompts, column, limit)  # a bad file is told before half a minute of loading
     sources = prompts, column, limit
-    room = Room(stream, parse_size(max_ram) if max_ram else default_budget(), results)
+    room = Room(stream, parse_size(max_ram) if max_ram else default_budget(), results, l_star)
     measured = _measure(models, settings, sources, room, fold=fold, device=device, runs=runs)
     _note_copies(measured)
     law = scaling.scaling(scaling.points_of(measured)) if fit else None
@@ -81,6 +82,7 @@ class Room:
     stream: bool | None
     budget: int | None
     results: Path | None
+    l_star: bool = False
 
     def streams(self, name: str) -> bool:
         """Whether this model is to be streamed."""
@@ -123,9 +125,22 @@ def _measure(
             loaded = folded(loaded) if fold else loaded
             view.update(bar, description=f"gains {_short(name)}", total=len(chosen.tokens), completed=0)
             ways = settings.definition.name, settings.tokens, settings.positions
-            measured.append(measure(loaded, chosen, *ways, on_progress=_follow(view, bar)))
+            result = measure(loaded, chosen, *ways, on_progress=reading.follower(view, bar))
+            measured.append(_everywhere(result, loaded, chosen, room.results) if room.l_star else result)
             del loaded
     return measured
+
+
+def _everywhere(result: "Result", loaded: "Loaded", chosen: "PromptSet", results: Path | None) -> "Result":
+    """The same with the bottleneck by every rule; the Results that say so are stored beside."""
+    from wallprobe.hooks.flow import flow
+    from wallprobe.hooks.sheaf import maps
+
+    found: dict[str, object] = {}
+    for other in (flow(loaded, chosen), maps(loaded, chosen)):
+        other.save(results)
+        found |= {key: value for key, value in other.summary.items() if key.startswith("l_star_") and result.summary.get(key) is None}
+    return replace(result, summary=result.summary | found)
 
 
 def _stream(
@@ -146,6 +161,8 @@ def _stream(
 
     if fold:
         raise ConfigError("--fold needs the whole model in memory; leave --stream out, --gain sublayer_unit has the folded gains")
+    if room.l_star:
+        raise ConfigError("--l-star needs the whole model in memory; leave --stream or --l-star out")
     check_definition(settings)
     model = open_streamed(name)
     try:
@@ -155,16 +172,9 @@ def _stream(
         common.err().print(told, soft_wrap=True, markup=False)
         view.update(bar, description=f"stream {_short(name)} (blocks)", total=model.n_layers, completed=0)
         state = (room.results or default_root()) / ".streams" / f"{_short(name)}-{chosen.data_hash[:12]}"
-        return stream_gains(model, chosen, settings, state=state, max_ram=room.budget, on_progress=_follow(view, bar))
+        return stream_gains(model, chosen, settings, state=state, max_ram=room.budget, on_progress=reading.follower(view, bar))
     finally:
         model.close()
-
-
-def _follow(view: "Progress", bar: "TaskID") -> "Callable[[int, int], None]":
-    def follow(done: int, total: int) -> None:
-        view.update(bar, completed=done, total=total)
-
-    return follow
 
 
 def _note_copies(measured: "list[Result]") -> None:

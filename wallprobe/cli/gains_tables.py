@@ -57,7 +57,8 @@ def _bar(value: float | None, scale: float, half: int = 8) -> str:
     return f"[cyan]{left}[/cyan]│[yellow]{right}[/yellow]"
 
 
-def _empty(title: str, caption: str = "") -> Any:
+def empty(title: str, caption: str = "") -> Any:
+    """A table in the house's looks."""
     from rich import box
     from rich.table import Table
 
@@ -93,7 +94,7 @@ def _layers(result: "Result", wide: bool) -> Any:
 
     summary, records = result.summary, result.values
     formula = escape(result.manifest["formula"])
-    table = _empty(f"Gains of {escape(result.manifest['subject'])}: {summary['definition']} = {formula}", _stamp(result))
+    table = empty(f"Gains of {escape(result.manifest['subject'])}: {summary['definition']} = {formula}", _stamp(result))
     beside = [name for name in ("no_sink", summary["positions"]) if name != "all"]
     beside = list(dict.fromkeys(beside))
     heads = [f"{branch}\n{HEADS[name]}" for name in beside for branch in ("attention", "MLP")]
@@ -111,7 +112,7 @@ def _layers(result: "Result", wide: bool) -> Any:
 
 
 def _norms(result: "Result") -> Any:
-    table = _empty("Norms, angles and nets: means over tokens and prompts")
+    table = empty("Norms, angles and nets: means over tokens and prompts")
     for head in ("layer", *NORMS.values()):
         table.add_column(head, justify="right", no_wrap=True)
     for record in result.values:
@@ -159,7 +160,7 @@ def comparison(measured: "list[Result]") -> Any:
     """Several models, a row each."""
     from rich.markup import escape
 
-    table = _empty("Compared")
+    table = empty("Compared")
     table.add_column("model")
     for head in ("layers", "attention < 1", "MLP < 1", "net < 1", "final MLP", "final MLP\nno sinks", "sinks", "regime", "L*"):
         table.add_column(head, justify="right")
