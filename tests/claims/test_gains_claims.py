@@ -104,7 +104,7 @@ def test_the_command_prints_the_ledger_and_reproduce_says_what_to_do(invoke, tmp
     found = json.loads(out)
     assert found["summary"]["area"] == "gains"
     assert found["summary"]["total"] == len(found["values"])
-    assert set(found["manifest"]["rules"]) == {"printed", "about", "literal"}
+    assert set(found["manifest"]["rules"]) == {"printed figure", "rough figure", "literal inequality"}
     code, out, err = invoke("reproduce", "gains")
     assert (code, out) == (2, "")
     assert "'gains' trains nothing; measure models (wallprobe gains MODEL...), then: wallprobe claims gains" in err

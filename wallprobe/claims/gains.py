@@ -50,7 +50,7 @@ def figure(
     note: str = "",
 ) -> Claim:
     """A figure of the seed's; `digit` is one unit of the last digit it prints, 0 for one given as about."""
-    rule = "printed" if digit else "about"
+    rule = "printed figure" if digit else "rough figure"
     band = rules.printed(seed, digit) if digit else rules.about(seed)
     belongs = None if pattern is None else f"gains.{pattern}"
     return Claim(f"gains.{name}", topic, "figure", statement, (seed, seed), quantity, rule, band, units, pattern=belongs, note=note)
@@ -68,7 +68,7 @@ def pattern(
     note: str = "",
 ) -> Claim:
     """An inequality, taken as the seed words it."""
-    return Claim(f"gains.{name}", topic, "pattern", statement, None, quantity, "literal", accepted, units, requires, note=note)
+    return Claim(f"gains.{name}", topic, "pattern", statement, None, quantity, "literal inequality", accepted, units, requires, note=note)
 
 
 def _of(key: str, instrument: str = "gains", subject: str = PYTHIA) -> Quantity:

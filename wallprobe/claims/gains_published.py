@@ -7,12 +7,13 @@ from typing import Any
 
 from wallprobe.claims.measurements import BUNDLE, Measurements, Source
 from wallprobe.claims.quantities import Record
+from wallprobe.errors import ConfigError
 from wallprobe.hooks.gain_regimes import regime
 from wallprobe.hooks.published import PYTHIA, Published
 from wallprobe.hooks.scaling import fit, published_points, scaling
-from wallprobe.results import Result, list_results
+from wallprobe.results import Result, list_results, plain
 from wallprobe.runs import RunName
-from wallprobe.storage import read_json
+from wallprobe.storage import read_json, write_json
 
 FOLDER = BUNDLE / "gains"
 SMALL = 500_000_000  # parameters; the seed's small models end at 410M
@@ -20,6 +21,7 @@ PROMPTS, WAY = "seed4", {"definition": "sublayer", "prompts": "seed4", "tokens":
 PLATEAU = {"pythia-6.9b": (1.89193, 24.5424), "pythia-12b": (1.83905, 22.0392)}  # MLP gain, largest / smallest: layers 7 to 30, the others
 N_PROMPTS = 4  # of the authors' code
 FIXED = "published"  # stands where weights have a hash
+STAMPS = ("weight_hash", "data_hash", "versions", "created", "formula", "weight_processing")  # of a packed manifest
 KEPT = ("gains", "flow", "maps")
 
 
@@ -56,6 +58,33 @@ def _stored(results: Path | None, known: Mapping[str, str]) -> Iterable[tuple[st
         if len(weights) == 1:
             records = {kind: {"summary": result.summary, "values": [], "manifest": result.manifest} for kind, result in found.items()}
             yield name, Source(RunName(name), weights.pop(), "local", None, _derived(records))
+
+
+def pack(results: Path, weight_hash: str, name: str, target: Path = FOLDER) -> Path:
+    """For maintainers: put a model's stored measurements into the package, without paths of this machine.
+
+    Args:
+        results: result store with gains, flow and maps of those weights on the seed's four prompts.
+        weight_hash: whose.
+        name: subject of the ledger, such as smollm2-135m.
+        target: where to.
+
+    Raises:
+        ConfigError: if one of the measurements is missing.
+    """
+    found = dict(_stored(results, {name: weight_hash}))
+    stored = found[name].stored if name in found else {}
+    missing = [kind for kind in KEPT if kind not in stored]
+    if missing:
+        raise ConfigError(f"{results} has no {', '.join(missing)} of these weights; make them: wallprobe gains MODEL --l-star")
+    packed = {}
+    for kind, record in stored.items():
+        manifest = {
+            key: record["manifest"][key] for key in ("weight_hash", "data_hash", "versions", "created", "formula", "weight_processing")
+        }
+        packed[kind] = {"summary": plain({**record["summary"], "model": name}), "values": [], "manifest": manifest}
+    write_json(target / f"{name}.json", {"weight_hash": weight_hash, "measurements": packed})
+    return target / f"{name}.json"
 
 
 def _subject(result: Result, known: Mapping[str, str]) -> str | None:

@@ -24,10 +24,10 @@ RULES: Mapping[str, str] = MappingProxyType(
         "the band of the fractions above",
         "crossing": "an answer crosses in an interchange if it beats its control by more than 0.01, as wallprobe interchange words it",
         "recovery": "a temperature recovers Bayes if it takes away 0.9 of a uniform guess's KL, as wallprobe temperature words it",
-        "printed": "a figure derived from published measurements: recomputed from them, it must round to what is printed, half a unit "
+        "printed figure": "derived from published measurements: recomputed from them, it must round to what is printed, half a unit "
         "of the last digit either way",
-        "about": "a figure given as about (~): within a tenth",
-        "literal": "an inequality as the text words it: every layer, every model, below 1, p below 0.05",
+        "rough figure": "given as about (~): within a tenth",
+        "literal inequality": "as the text words it: every layer, every model, below 1, p below 0.05",
     }
 )
 

@@ -138,7 +138,9 @@ def report(subject: Subject, prompts: PromptSet, settings: Settings, norms: list
         positions=settings.positions,
         prompts=prompts.name,
     )
-    return Result("gains", data, ("layer",), summary, _manifest(subject, prompts, settings, found, watch))
+    return Result(
+        "gains", data, ("layer",), summary, _manifest(subject, prompts, settings, found, watch) | {"peaks": _peaks(norms, prompts)}
+    )
 
 
 def _manifest(subject: Subject, prompts: PromptSet, settings: Settings, sinks: list[dict[str, Any]], watch: Stopwatch) -> dict[str, Any]:
@@ -240,6 +242,14 @@ def sink_records(norms: list[Norms], prompts: PromptSet) -> list[dict[str, Any]]
             token, times = prompts.pieces[number][position], round(float(peak[position]), 1)
             records.append({"prompt": number, "position": position, "token": token, "times_median": times})
     return records
+
+
+def _peaks(norms: list[Norms], prompts: PromptSet, shown: int = 8) -> list[dict[str, Any]]:
+    """Of the first prompts, every token and its residual's peak as a multiple of the median."""
+    return [
+        {"tokens": list(prompts.pieces[number]), "times_median": [round(float(peak), 2) for peak in gain_math.times_median(one)]}
+        for number, one in enumerate(norms[:shown])
+    ]
 
 
 def _sink_text(records: list[dict[str, Any]], shown: int = 8) -> str:

@@ -333,8 +333,8 @@ NUMBERS: Mapping[str, str] = MappingProxyType(
         "r2": "share of the variance of log10 gain",
         "p": "two-sided p-value",
         "correlation": "Spearman's rank correlation",
-        "low": "lower 95 % bound, of alpha or of the extrapolated gain",
-        "high": "upper 95 % bound, of alpha or of the extrapolated gain",
+        "low": "lower 95 % bound, of alpha or of the gain of a new model",
+        "high": "upper 95 % bound, of alpha or of the gain of a new model",
         "formula": "extrapolated gain by the fitted formula",
         "anchored": "extrapolated gain by the fitted exponent from the largest model's gain",
         "seed_says": "what the seed extrapolates to",
@@ -351,10 +351,12 @@ def _rows(
     robust: Mapping[str, Mapping[str, float]],
     ahead: Sequence[Mapping[str, float]],
 ) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
-        {"part": "model", "label": point.model, "x": point.n_params, "gain": point.gain, "formula": law.predict(point.n_params)[0]}
-        for point in points
-    ]
+    rows: list[dict[str, Any]] = []
+    for point in points:
+        value, low, high = law.predict(point.n_params)
+        rows.append(
+            {"part": "model", "label": point.model, "x": point.n_params, "gain": point.gain, "formula": value, "low": low, "high": high}
+        )
     rows += [{"part": "fit", "label": name, **_told(one)} for name, one in fits.items() if one is not None]
     rows += [{"part": "without", "label": name, **_told(one)} for name, one in without.items()]
     rows += [{"part": "robust", "label": name, **told} for name, told in robust.items()]
