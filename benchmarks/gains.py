@@ -241,7 +241,7 @@ def streaming(folder: Path, blocks: int, width: int) -> None:
         peak = watch.stop()
         first = first or seconds
         peer = offload(folder, blocks, rows[:8])
-        told = "-" if peer is None else f"{peer * count / min(count, 8):.1f}{' (8 x 8 prompts)' if count > 8 else ''}"
+        told = "-" if peer is None else f"{peer * count / min(count, 8):.1f}{' (8 times 8)' if count > 8 else ''}"
         least = read + cast + product
         parts = f"{least:.1f} ({read:.1f} + {cast:.1f} + {product:.1f})"
         table.add_row(

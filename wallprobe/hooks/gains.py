@@ -3,6 +3,7 @@
 One forward pass a batch of equal-length prompts; nothing but norms leaves the hooks, so memory does not grow with width or depth.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -58,15 +59,16 @@ class _Tap:
                 raise InstrumentError(
                     f"{self.loaded.name}: {', '.join(missing)} of layer {layer} did not fire; its blocks are laid out differently"
                 )
-            row = block_norms(self.live, self.loaded.parallel)
-            check_finite(self.loaded.name, row["resid_post"], layer)
-            self.rows.append(row)
+            self.rows.append(block_norms(self.live, self.loaded.parallel))
             self.live, self.last = {}, value
 
     def see_final(self, value: Tensor) -> None:
         """The final norm was called: its input must be the last block's resid_post (B7: hidden_states[-1] is not)."""
         if self.final_error is not None or self.last is None or self.last.shape != value.shape:
             raise InstrumentError(f"{self.loaded.name}: the final norm fired twice, or not after the last block; no gain reported")
+        if self.rows and not bool(self.rows[-1]["resid_post"].isfinite().all()):  # what is not finite stays so
+            for layer, row in enumerate(self.rows):
+                check_finite(self.loaded.name, row["resid_post"], layer)
         last, given = self.last.cpu().double(), value.detach().cpu().double()
         self.final_error = float(((last - given).norm(dim=-1) / given.norm(dim=-1).clamp_min(1e-30)).max())
         if not self.final_error <= FINAL_TOLERANCE:
@@ -76,21 +78,50 @@ class _Tap:
             )
 
 
+# Rows: what a norm is of, as a sum of x, what attention is given, A, what the MLP is given, M and x'.
+SUMS = {
+    "resid_pre": (1, 0, 0, 0, 0, 0),
+    "attn_in": (0, 1, 0, 0, 0, 0),
+    "attn_out": (0, 0, 1, 0, 0, 0),
+    "attn_sum": (1, 0, 1, 0, 0, 0),
+    "mlp_in": (0, 0, 0, 1, 0, 0),
+    "mlp_out": (0, 0, 0, 0, 1, 0),
+    "resid_post": (0, 0, 0, 0, 0, 1),
+    "update": (0, 0, 1, 0, 1, 0),
+}
+BRANCH = {  # whether blocks are parallel -> what the MLP's branch reads, and that with the MLP's output added
+    True: {"mlp_read": (1, 0, 0, 0, 0, 0), "mlp_sum": (1, 0, 0, 0, 1, 0)},
+    False: {"mlp_read": (1, 0, 1, 0, 0, 0), "mlp_sum": (1, 0, 1, 0, 1, 0)},
+}
+PARTS = ("resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post")
+
+
+@functools.cache
+def _rows(parallel: bool) -> tuple[tuple[str, ...], Tensor]:
+    """Names of the norms, and the sums they are of."""
+    wanted = SUMS | BRANCH[parallel]
+    return tuple(wanted), torch.tensor(list(wanted.values()), dtype=torch.float64)
+
+
 def block_norms(live: dict[str, Tensor], parallel: bool) -> dict[str, Tensor]:
-    """One block's norms `[batch, index]`, from fp32 vectors lifted to fp64 on the CPU (mps has no fp64)."""
-    pre, attn_in, attn, mlp_in, mlp, post = (
-        live[site].detach().cpu().double() for site in ("resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post")
-    )
-    attn_sum = pre + attn
-    read = pre if parallel else attn_sum
-    norm = {"resid_pre": pre, "attn_in": attn_in, "attn_out": attn, "attn_sum": attn_sum, "mlp_read": read}
-    norm |= {"mlp_in": mlp_in, "mlp_out": mlp, "mlp_sum": read + mlp, "resid_post": post, "update": attn + mlp}
-    found = {name: vector.norm(dim=-1) for name, vector in norm.items()}
-    found["attn_mlp_cosine"] = torch.cosine_similarity(attn, mlp, dim=-1)
-    found["mlp_resid_cosine"] = torch.cosine_similarity(mlp, read, dim=-1)
+    """One block's norms `[batch, index]`, from fp32 vectors lifted to fp64 on the CPU (mps has no fp64).
+
+    All of them come from the six vectors' inner products, in one product a block: an operation a norm would cost as much as the block.
+    """
+    vectors = torch.stack([live[site].detach() for site in PARTS], dim=-2).cpu().double()
+    gram = vectors @ vectors.mT
+    wanted, rows = _rows(parallel)
+    mixed = rows @ gram
+    norms = (mixed * rows).sum(dim=-1).clamp_min(0.0).sqrt()
+    found = dict(zip(wanted, norms.unbind(dim=-1), strict=True))
+    attn, mlp, read = (wanted.index(name) for name in ("attn_out", "mlp_out", "mlp_read"))
+    between = mixed @ rows[mlp]
+    found["attn_mlp_cosine"] = between[..., attn] / (found["attn_out"] * found["mlp_out"]).clamp_min(1e-30)
+    found["mlp_resid_cosine"] = between[..., read] / (found["mlp_read"] * found["mlp_out"]).clamp_min(1e-30)
     # Relative to the largest term: where an MLP erases a massive activation, fp32 rounding is that term's, not the small sum's.
     largest = torch.stack([found[name] for name in ("resid_pre", "attn_out", "mlp_out", "resid_post")]).amax(dim=0)
-    found["identity_error"] = (attn_sum + mlp - post).norm(dim=-1) / largest.clamp_min(1e-30)
+    pre, _, out, _, written, post = vectors.unbind(dim=-2)
+    found["identity_error"] = (pre + out + written - post).norm(dim=-1) / largest.clamp_min(1e-30)
     return found
 
 
