@@ -20,11 +20,25 @@ from torch import Tensor, nn
 
 from wallprobe import runs
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError, UnknownNameError
+from wallprobe.sizes import SIZES, count
 from wallprobe.storage import sha256_file
 
 # Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
 RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
 OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
+ENCODERS = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "albert",
+    "electra",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "deberta",
+    "deberta-v2",
+    "modernbert",
+)
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -46,7 +60,7 @@ def pick_device(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformer-lens's import banners, its deprecation notes on HookedTransformer and progress bars off the terminal."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -99,6 +113,7 @@ class Loaded:
         run: the Run, for runs.
         tokenizer: the Hugging Face tokenizer, None for runs.
         parallel: attention and MLP read the same residual (GPT-NeoX, GPT-J).
+        processing: what was done to the weights; "none" unless `folded` made it.
     """
 
     name: str
@@ -110,6 +125,7 @@ class Loaded:
     run: runs.Run | None = None
     tokenizer: Any = None
     parallel: bool = False
+    processing: str = "none"
 
 
 @dataclass(frozen=True)
@@ -175,7 +191,7 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
     Raises:
         CheckpointError: if the parameters do not fit the shape, or if there are others than these.
     """
-    with _quiet():
+    with quiet():
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
         config = HookedTransformerConfig(
@@ -294,7 +310,7 @@ def load(source: str, device: str = "cpu", root: Path | None = None) -> Loaded:
     return load_run(runs.find_run(source, root), device)
 
 
-def _hash_files(paths: list[Path]) -> str | None:
+def hash_files(paths: list[Path]) -> str | None:
     """One SHA-256 over the files' own hashes, in name order."""
     if not paths:
         return None
@@ -313,7 +329,7 @@ def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, d
 
 
 def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: str, *, weights: bool = True) -> Plain:
-    with _quiet():
+    with quiet():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         reader: Any = AutoModelForCausalLM
@@ -327,18 +343,19 @@ def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: 
                     with torch.device("meta"):
                         model = reader.from_config(AutoConfig.from_pretrained(folder, **options), **RAW)
         except Exception as error:
-            raise CheckpointError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
-        _check_complete(source, loading)
+            raise CheckpointError(f"{source} cannot be loaded as a causal language model: {first_line(error)}") from error
+        refuse_encoder(source, model.config)
+        check_complete(source, loading)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:
-            raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {_first_line(error)}") from error
+            raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {first_line(error)}") from error
         if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):  # what transformers makes up where no file is
             raise CheckpointError(f"{source} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(folder)")
     if not weights:
         return Plain(source, kind, model.eval(), tokenizer, None)
     files = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    return Plain(source, kind, model.to(device).eval(), tokenizer, _hash_files(files))
+    return Plain(source, kind, model.to(device).eval(), tokenizer, hash_files(files))
 
 
 def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Plain:
@@ -367,7 +384,7 @@ def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Pla
             f"'{source}' is no language model: give a Hugging Face folder, a .gguf file or a hub id; runs take no --prompts"
         )
     try:
-        with _quiet():
+        with quiet():
             from huggingface_hub import snapshot_download
 
             repository, _, revision = source.partition("@")
@@ -377,12 +394,12 @@ def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Pla
     except Exception as error:
         raise UnknownNameError(
             f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
-            f"({_first_line(error)}); give a hub id, a local folder or a .gguf file"
+            f"({first_line(error)}); give a hub id, a local folder or a .gguf file"
         ) from error
     return _read_local(source, "hub", folder, None, device, weights=weights)
 
 
-def _check_complete(source: str, loading: Mapping[str, Any]) -> None:
+def check_complete(source: str, loading: Mapping[str, Any]) -> None:
     """Refuse what transformers only warns about: parameters that are not in the file are filled at random."""
     missing = sorted(str(name) for name in loading.get("missing_keys", ()))
     if missing:
@@ -394,6 +411,7 @@ def _check_complete(source: str, loading: Mapping[str, Any]) -> None:
 def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
     from transformer_lens.model_bridge import TransformerBridge
 
+    sizes = count(model)  # before: the bridge splits joint projections into copies
     model.to(device)  # the bridge leaves a model it is handed where it is
     try:
         bridge: nn.Module = TransformerBridge.boot_transformers(
@@ -401,7 +419,8 @@ def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> 
         )
     except Exception as error:
         kind = type(model).__name__
-        raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {_first_line(error)}") from error
+        raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {first_line(error)}") from error
+    setattr(bridge, SIZES, sizes)
     return bridge.eval()
 
 
@@ -414,9 +433,9 @@ def _load_hub(source: str, device: str) -> Loaded:
     try:
         utils.validate_repo_id(repository)
     except utils.HFValidationError as error:
-        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({_first_line(error)})") from error
+        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({first_line(error)})") from error
     try:
-        with _quiet():
+        with quiet():
             from transformer_lens import HookedTransformer
             from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
@@ -430,16 +449,35 @@ def _load_hub(source: str, device: str) -> Loaded:
                 tokenizer = AutoTokenizer.from_pretrained(repository, **options)
                 reader: Any = AutoModelForCausalLM
                 raw, loading = reader.from_pretrained(repository, **RAW, **options, output_loading_info=True)
-                _check_complete(source, loading)
+                refuse_encoder(source, raw.config)
+                check_complete(source, loading)
                 model = _bridge(source, repository, raw, tokenizer, device)
     except CheckpointError:
         raise
     except Exception as error:
-        raise UnknownNameError(
-            f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
-            f"({_first_line(error)}); give a hub id, a local folder, a .gguf file or a run name"
-        ) from error
+        raise unreachable(source, error) from error
     return _loaded(source, "hub", model.eval(), tokenizer, None)
+
+
+def unreachable(source: str, error: Exception) -> UnknownNameError:
+    """What to say of a hub id that gave no model."""
+    if "gated" in f"{type(error).__name__} {error}".lower():
+        return UnknownNameError(f"model '{source}' is gated: accept its terms on the hub and log in (hf auth login), then run this again")
+    return UnknownNameError(
+        f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
+        f"({first_line(error)}); give a hub id, a local folder, a .gguf file or a run name"
+    )
+
+
+def refuse_encoder(source: str, config: Any) -> None:
+    """Refuse what transformers would load as a decoder all the same.
+
+    Raises:
+        CheckpointError: if the configuration is an encoder's.
+    """
+    kind = str(getattr(config, "model_type", ""))
+    if kind in ENCODERS and not getattr(config, "is_decoder", False):
+        raise CheckpointError(f"{source} is an encoder ({kind}): it predicts no next token; give a causal decoder")
 
 
 def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str | None) -> Loaded:
@@ -449,6 +487,7 @@ def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str
     return Loaded(source, kind, model, int(config.n_layers), int(config.d_model), weight_hash, None, tokenizer, parallel)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error's first line, at most 200 characters; its type where it says nothing."""
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:200]

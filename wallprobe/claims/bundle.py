@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from wallprobe.claims import gains_published
 from wallprobe.claims.ledger import Area, get_area, judge_all
 from wallprobe.claims.measurements import BUNDLE, PAIR, Measurements, Source, read_measurements
 from wallprobe.claims.record import markdown
@@ -73,9 +74,11 @@ def pack(source: Source, measurements: Measurements) -> bytes:
 
 def bundled_ledger(area: Area, preset: str) -> str:
     """The Markdown page of the ledger from what is bundled alone, marked as generated."""
-    measurements = read_measurements(preset, BUNDLE / "no local runs")
+    nowhere = BUNDLE / "no local runs"
+    measurements = read_measurements(preset, nowhere) if area.read is None else area.read(nowhere)
     verdicts = judge_all(area, measurements)
-    mark = "<!-- Generated from the bundled measurements: python -m wallprobe.claims.bundle --docs docs/ledger-wall.md -->"
+    which = "" if area.name == "wall" else f"--area {area.name} "
+    mark = f"<!-- Generated from the bundled measurements: python -m wallprobe.claims.bundle {which}--docs docs/ledger-{area.name}.md -->"
     return f"{mark}\n\n{markdown(area, measurements, verdicts, verdicts)}"
 
 
@@ -86,17 +89,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", default="small")
     parser.add_argument("--area", default="wall")
     parser.add_argument("--docs", type=Path, help="write the ledger's page there")
+    parser.add_argument("--gains", nargs=3, metavar=("RESULTS", "WEIGHT_HASH", "NAME"), help="pack a model's gains, flow and maps")
     given = parser.parse_args(arguments)
     try:
         area = get_area(given.area)
         written = pack_all(given.runs, given.preset) if given.runs else []
+        if given.gains:
+            written = [*written, gains_published.pack(Path(given.gains[0]), given.gains[1], given.gains[2])]
         if given.docs:
             write_atomic(given.docs, bundled_ledger(area, given.preset).encode())
     except WallprobeError as error:
         sys.stderr.write(f"wallprobe: {error}\n")
         return 2
     size = sum(path.stat().st_size for path in written)
-    sys.stdout.write(f"{len(written)} runs packed, {size / 1024:.0f} KiB\n")
+    sys.stdout.write(f"{len(written)} files packed, {size / 1024:.0f} KiB\n")
     return 0
 
 

@@ -33,7 +33,7 @@ class Source:
     Attributes:
         name: condition and seed.
         weight_hash: of its weights.
-        where: "local" or "bundled".
+        where: "local", "bundled" or "published".
         path: its folder, None where only measurements are bundled.
         stored: bundled measurements by instrument.
     """
@@ -69,11 +69,15 @@ class Measurements:
         preset: the recipe's name.
         sources: the runs that count.
         left_out: runs of that preset that do not count, with why.
+        basis: what the ledger's finding says it was judged on; empty for the preset.
+        told: what a reader must know of the sources, a sentence each; empty for the usual words on runs.
     """
 
     preset: str
     sources: Mapping[tuple[str, int], Source]
     left_out: tuple[str, ...] = ()
+    basis: str = ""
+    told: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> list[int]:

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def claims(
-    area: Annotated[str, typer.Argument(help="Whose claims: wall.", metavar="AREA")],
+    area: Annotated[str, typer.Argument(help="Whose claims: wall or gains.", metavar="AREA")],
     preset: Annotated[str, typer.Option(help="Recipe of the runs to judge by.")] = "small",
     verdict: Annotated[
         str | None, typer.Option(help="Show only these: reproduced, 'not reproduced' or 'not measured'.", show_default="all")
@@ -38,7 +38,7 @@ def claims(
 
     wanted = parse_verdict(verdict)
     chosen = get_area(area)
-    measurements = read_measurements(preset, runs)
+    measurements = read_measurements(preset, runs) if chosen.read is None else chosen.read(results)
     verdicts = judge_all(chosen, measurements)
     show(chosen, measurements, verdicts, results=results, wanted=wanted, markdown=markdown, json=json)
 
