@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wallprobe.claims.measurements import Measurements
+from wallprobe.claims.measurements import Measurements, read_measurements
 from wallprobe.claims.quantities import Quantity, Reading
 from wallprobe.claims.rules import RULES, Interval
 from wallprobe.errors import UnknownNameError
 from wallprobe.plugins import load_group
+from wallprobe.training.audit.job import AuditJob
 
 REPRODUCED, NOT_REPRODUCED, UNMEASURED = VERDICTS = ("reproduced", "not reproduced", "not measured")
 KINDS = ("pattern", "figure")
@@ -69,6 +70,9 @@ class Area:
         axes: what `--axes` trains besides.
         pairs: (donor, receiver) of the interchanges.
         instruments: what is measured on which runs: instrument -> conditions, "*" for all.
+        preset: recipe to judge by unless told otherwise.
+        read: from (preset, root, bundled=...) the measurements to judge on.
+        audits: seeds -> the audits of training methods that `wallprobe reproduce` makes instead; None for an area of runs.
     """
 
     name: str
@@ -78,6 +82,9 @@ class Area:
     axes: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     instruments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    preset: str = "small"
+    read: Callable[..., Measurements] = read_measurements
+    audits: Callable[[Sequence[int]], Sequence[AuditJob]] | None = None
 
     def __post_init__(self) -> None:
         ids = [claim.id for claim in self.claims]

@@ -8,6 +8,7 @@ import typer
 
 from wallprobe.cli import (
     attention,
+    audit,
     calibration,
     claims,
     evaluate,
@@ -35,6 +36,7 @@ COMMANDS = MappingProxyType(
         "temperature": temperature,
         "calibration": calibration,
         "probe": probe,
+        "audit": audit,
         "claims": claims,
         "reproduce": reproduce,
         "gallery": gallery,
