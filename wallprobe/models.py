@@ -91,7 +91,7 @@ class Loaded:
 
     Attributes:
         name: how the user called it.
-        kind: "run", "folder", "gguf" or "hub".
+        kind: "run", "folder", "gguf", "hub", or "net" (a network of the audit).
         model: HookedTransformer or TransformerBridge; both answer to the same hook names.
         n_layers: blocks.
         d_model: width of the residual stream.
@@ -183,6 +183,54 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
         for name, parameter in model.named_parameters():
             parameter.copy_(wanted[name])
     return model.eval()
+
+
+def hooked(net: Any, name: str = "net") -> Loaded:
+    """A network of the audit (`training.nets.Net`) with transformer-lens hook names, for the shared cache.
+
+    `hook_embed` is h_0, `blocks.L.hook_resid_pre` and `blocks.L.hook_resid_post` are the states before and after a block, each as
+    `[batch, index, width]`: a vector has one index, a map one for each pixel. What a hook returns goes on through the network.
+
+    Args:
+        net: the network; its weights are shared, not copied.
+        name: what to call it.
+    """
+    with _quiet():
+        from transformer_lens import HookedRootModule
+        from transformer_lens.hook_points import HookPoint
+
+    class Point(nn.Module):
+        """The hooks of a block."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.hook_resid_pre, self.hook_resid_post = HookPoint(), HookPoint()
+
+    class Hooked(HookedRootModule):  # type: ignore[misc]
+        """The network between hooks."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.hook_embed = net, HookPoint()
+            self.blocks = nn.ModuleList(Point() for _ in net.blocks)
+            self.setup()
+
+        def forward(self, x: Tensor, stop_at_layer: int | None = None) -> Tensor:
+            """Logits, or the state before a block."""
+            h = _through(self.hook_embed, self.net.embed(x))
+            for block, point in list(zip(self.net.blocks, self.blocks, strict=True))[:stop_at_layer]:
+                h = _through(point.hook_resid_post, block(_through(point.hook_resid_pre, h)))
+            out: Tensor = self.net.readout(h) if stop_at_layer is None else h
+            return out
+
+    return Loaded(name, "net", Hooked().eval(), len(net.blocks), net.widths[-1], None)
+
+
+def _through(hook: Any, state: Tensor) -> Tensor:
+    """A state through a hook as [batch, index, width], and back in its own shape."""
+    rows = state[:, None] if state.ndim == 2 else state.flatten(2).transpose(1, 2) if state.ndim == 4 else state
+    out: Tensor = hook(rows)
+    return out[:, 0] if state.ndim == 2 else out.transpose(1, 2).reshape(state.shape) if state.ndim == 4 else out
 
 
 def _add_endogenous(model: Any, shape: Mapping[str, int], state: Mapping[str, Tensor]) -> None:

@@ -186,7 +186,7 @@ def _detectors() -> Iterator[Claim]:
         first_b,
         "epoch",
         rules.epoch(3.0, 4.0),
-        seed=(3, 4),
+        seed=(3.0, 4.0),
         pattern="b.fires",
         note=OTHER,
     )
@@ -198,7 +198,7 @@ def _detectors() -> Iterator[Claim]:
         summary("resmlp-dfa", AUDIT, "first_firing_a_prime"),
         "epoch",
         rules.epoch(8.0, 11.0),
-        seed=(8, 11),
+        seed=(8.0, 11.0),
         note=OTHER,
     )
     gain = at("resmlp-dfa", "accuracy", 6) - summary("resmlp-dfa-stop", AUDIT, "accuracy")
@@ -303,7 +303,7 @@ def _architectures() -> Iterator[Claim]:
         summary("vit-dfa", AUDIT, "first_firing_b"),
         "epoch",
         rules.epoch(2.0, 3.0),
-        seed=(2, 3),
+        seed=(2.0, 3.0),
         pattern="vit.fires",
         note=OTHER,
     )

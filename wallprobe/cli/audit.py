@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     group.command("run")(run)
     group.command("report")(report)
     group.command("campaign")(campaign)
+    group.command("check")(check)
     app.add_typer(group, name="audit")
 
 
@@ -114,6 +115,35 @@ def campaign(
     wanted = plan.campaign(parse_seeds(seeds), data)
     complete(wanted, runs, baseline=False, workers=jobs, force=False)
     _show(wanted, limits, runs, results, json=json, subject=f"campaign {data}")
+
+
+def check(
+    source: Annotated[
+        str, typer.Argument(help="module:function or file.py:function of your adapter, or an audit run.", metavar="RUN|ADAPTER")
+    ],
+    samples: Annotated[int, typer.Option(help="Samples to look at.", min=2)] = 1024,
+    inflation: Inflation = 100.0,
+    growth: Growth = "block_ratio",
+    growth_limit: GrowthLimit = None,
+    floor: Floor = 10.0,
+    share: Share = 0.05,
+    bias: Bias = 0.01,
+    elasticity: Elasticity = 30.0,
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Audit a torch model of your own, or a finished audit run, as it stands (see docs/audit.md for the adapter)."""
+    from wallprobe.hooks import audit as instrument
+    from wallprobe.training.audit.quantities import Lens
+
+    limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, 1)
+    result = instrument.check(instrument.load_subject(source, runs), limits, Lens(samples=samples))
+    result.save(results)
+    if json:
+        common.print_json(result.to_json())
+    else:
+        audit_tables.show([result], result)
 
 
 def report(

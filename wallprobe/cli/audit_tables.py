@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 COLORS = {"SOUND": "green", "NO_DEEP_CREDIT": "yellow", "INFLATED": "yellow", "DEGENERATE": "red"}
 SIGNS = {"a": "(a)", "a_prime": "(a′)", "b": "(b)", "b_prime": "(b′)", "d": "(d)", "e": "(e)", "f": "(f)"}
+SHORT = {verdict: verdict.replace("_", " ").lower() for verdict in COLORS}
 FEW = 3  # runs whose evidence is printed in full
 REPLAY = 4  # last epoch of the temporal replay
 
@@ -21,6 +22,7 @@ def show(judged: "Sequence[Result]", whole: "Result") -> None:
 
     out = common.out()
     out.print(_main(judged))
+    out.print(_cosines(judged))
     out.print(_firings(judged))
     out.print(_replay(judged))
     for result in judged[:FEW] if len(judged) <= FEW else []:
@@ -56,9 +58,12 @@ def figure(value: object) -> str:
         return "–"
     if not isinstance(value, float):
         return str(value)
+    if value == 0:
+        return "0"
     size = abs(value)
     if size and (size < 1e-2 or size >= 1e4):
-        return f"{value:.1e}"
+        mantissa, power = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(power)}"
     return f"{value:.0f}" if size >= 100 else f"{value:.3g}"
 
 
@@ -82,21 +87,32 @@ def _mean(records: "Sequence[dict[str, Any]]", key: str) -> float | None:
 
 
 def _main(judged: "Sequence[Result]") -> Any:
-    """T1: a line for each architecture and method, means over its seeds (of norms, geometric)."""
+    """T1, norms and accuracy: a line for each architecture and method, means over its seeds (of norms, geometric)."""
     from wallprobe.training.audit.record import worst
 
-    columns = ("arch", "method", "seeds", "acc", "− frozen", "|h_L|", "|g_L|", "|h||g| ×", "Γ clamped", "Γ exact", "verdict")
-    table = _table("The audit, at the last epoch (means over seeds; Γ at h_L; |h||g| over its initial value)", columns, left=2)
+    title = "At the last epoch, means over seeds"
+    table = _table(title, ("arch", "method", "acc", "− frozen", "|h_L|", "|g_L|", "× |h||g|", "verdict"), left=2)
     for (arch, method, _), results in _groups(judged).items():
         records = [result.summary for result in results]
-        verdict = worst([record["verdict"] for record in records])
-        clamped = _mean(records, "gamma_clamped")
-        shown = f"[dim]({figure(clamped)})[/dim]" if verdict == "DEGENERATE" else figure(clamped)
-        gap = _mean(records, "accuracy_minus_frozen")
+        verdict, gap = worst([record["verdict"] for record in records]), _mean(records, "accuracy_minus_frozen")
         figures = [figure(_mean(records, "accuracy")), "–" if gap is None else f"{gap:+.3f}"]
         figures += [figure(_mean(records, key)) for key in ("h_norm", "g_norm", "elasticity_ratio")]
-        exact = figure(_mean(records, "gamma_exact"))
-        table.add_row(arch, method, str(len(records)), *figures, shown, exact, f"[{COLORS[verdict]}]{verdict}[/{COLORS[verdict]}]")
+        table.add_row(arch, method, *figures, f"[{COLORS[verdict]}]{SHORT[verdict]}[/{COLORS[verdict]}]")
+    return table
+
+
+def _cosines(judged: "Sequence[Result]") -> Any:
+    """T1, cosines: clamped and exact, at h_L and over all layers; what must not be reported in brackets."""
+    from wallprobe.training.audit.record import worst
+
+    title = "Γ, cosine of credit and gradient, at h_L and over layers (in brackets: by the clamp)"
+    table = _table(title, ("arch", "method", "Γ_L clamped", "Γ_L exact", "Γ_deep clamped", "exact", "< eps"), left=2)
+    for (arch, method, _), results in _groups(judged).items():
+        records = [result.summary for result in results]
+        kept = worst([record["verdict"] for record in records]) != "DEGENERATE"
+        keys = ("gamma_clamped", "gamma_exact", "gamma_deep_clamped", "gamma_deep_exact", "below_eps")
+        cells = [figure(_mean(records, key)) for key in keys]
+        table.add_row(arch, method, *(text if kept or "clamped" not in key else f"({text})" for key, text in zip(keys, cells, strict=True)))
     return table
 
 
@@ -107,27 +123,24 @@ def _firings(judged: "Sequence[Result]") -> Any:
         record = result.summary
         epochs = (figure(record[f"first_firing_{name}"]) for name in SIGNS)
         verdict = record["verdict"]
-        table.add_row(str(result.data["run"].values[0]), *epochs, f"[{COLORS[verdict]}]{verdict}[/{COLORS[verdict]}]")
+        table.add_row(str(result.data["run"].values[0]), *epochs, f"[{COLORS[verdict]}]{SHORT[verdict]}[/{COLORS[verdict]}]")
     return table
 
 
 def _replay(judged: "Sequence[Result]") -> Any:
-    """T3: the first epochs, |h_L| and |g_L|, geometric means over seeds."""
+    """T3: the first epochs, geometric means over seeds."""
     import numpy as np
 
-    table = _table(
-        "The first epochs: |h_L| and |g_L|, geometric means over seeds", ("arch", "method", *map(str, range(REPLAY + 1))), left=2
-    )
+    table = _table("The first epochs, geometric means over seeds", ("arch", "method", "", *map(str, range(REPLAY + 1))), left=3)
     for (arch, method, _), results in _groups(judged).items():
-        cells = []
-        for epoch in range(REPLAY + 1):
-            pairs = []
-            for result in results:
-                at = result.data.isel(run=0, layer=-1)
-                place = np.flatnonzero(at["epoch"].values == epoch)
-                if len(place):
-                    pairs.append([float(at[name].values[place[0]]) for name in ("h_norm", "g_norm")])
-            means = np.exp(np.log(np.maximum(pairs, 1e-300)).mean(0)) if pairs else []
-            cells.append("  ".join(f"{value:.1e}" for value in means) or "–")
-        table.add_row(arch, method, *cells)
+        for name, sign in (("h_norm", "|h_L|"), ("g_norm", "|g_L|")):
+            cells = []
+            for epoch in range(REPLAY + 1):
+                seen = []
+                for result in results:
+                    at = result.data.isel(run=0, layer=-1)
+                    place = np.flatnonzero(at["epoch"].values == epoch)
+                    seen += [float(at[name].values[place[0]])] if len(place) else []
+                cells.append(figure(float(np.exp(np.log(np.maximum(seen, 1e-300)).mean()))) if seen else "–")
+            table.add_row(*((arch, method) if name == "h_norm" else ("", "")), sign, *cells)
     return table

@@ -21,6 +21,7 @@ KINDS = {
     "temperature": ("Temperature", "Can any temperature recover the exact answer?"),
     "geometry": ("Geometry", "Where do the states behind the wall lie?"),
     "gains": ("Gains", "How loud is each layer?"),
+    "audit": ("Audit", "Is that alignment figure a measurement at all?"),
     "attention": ("Attention", "Where does each head look?"),
 }
 # circuitsvis writes these props with innerHTML; the attention heatmaps draw theirs on a canvas, where an escape would show.

@@ -242,7 +242,8 @@ class _FedLinear(torch.autograd.Function):
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         x, other = ctx.saved_tensors
         flat = given[0].flatten(0, -2)
-        return given[0] @ other.to(flat), flat.T @ x.flatten(0, -2), flat.sum(0), None
+        bias = flat.sum(0) if ctx.needs_input_grad[2] else None
+        return given[0] @ other.to(flat), flat.T @ x.flatten(0, -2), bias, None
 
 
 _conv_input: Any = conv.conv2d_input
@@ -263,7 +264,8 @@ class _FedConv(torch.autograd.Function):
         x, other = ctx.saved_tensors
         back = _conv_input(x.shape, other.to(x), given[0], *ctx.settings) if ctx.needs_input_grad[0] else None
         own = _conv_weight(x, other.shape, given[0], *ctx.settings)
-        return back, own, given[0].sum((0, 2, 3)), None, None, None, None, None
+        bias = given[0].sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return back, own, bias, None, None, None, None, None
 
 
 class _PassedNorm(torch.autograd.Function):

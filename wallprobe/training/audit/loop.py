@@ -62,7 +62,7 @@ class Training:
             raise ConfigError(f"training method {job.method} tells no credits; an audit needs an estimator with a `credits` method")
         self.estimator = estimator
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=job.lr, fused=True)
-        self.epoch, self.step, self.seconds, self.diverged = 0, 0, 0.0, False
+        self.epoch, self.step, self.seconds, self.cpu_seconds, self.diverged = 0, 0, 0.0, 0.0, False
         self.moments: list[dict[str, Any]] = []
 
     @property
@@ -119,7 +119,8 @@ class Training:
         tensors: dict[str, Tensor] = {f"p.{name}": value for name, value in self.net.state_dict().items()}
         for place, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"o.{place}.{name}": value for name, value in state.items()}
-        state = {"config": self.job.config(), "moments": self.moments, "epoch": self.epoch, "step": self.step, "seconds": self.seconds}
+        state = {"config": self.job.config(), "moments": self.moments, "epoch": self.epoch, "step": self.step}
+        state |= {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
         whole = {name: value.detach().contiguous() for name, value in tensors.items()}
         write_atomic(self.folder / CHECKPOINT, save(whole, metadata={"state": json.dumps(state)}))
 
@@ -147,7 +148,8 @@ class Training:
                 _, place, key = name.split(".")
                 kept.setdefault(int(place), {})[key] = value
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": kept})
-        self.moments, self.epoch, self.step, self.seconds = state["moments"], state["epoch"], state["step"], state["seconds"]
+        self.moments, self.epoch, self.step = state["moments"], state["epoch"], state["step"]
+        self.seconds, self.cpu_seconds = state["seconds"], state.get("cpu_seconds", 0.0)
 
 
 def series(moments: list[dict[str, Any]], eps: float) -> Series:
@@ -231,10 +233,11 @@ def audit(
         if not training.moments:
             training.look(0.0, math.nan, full=True)
         while training.epoch < job.epochs and not training.stopped:
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             if not training.run_epoch():
                 break
             training.seconds += time.perf_counter() - began
+            training.cpu_seconds += time.process_time() - busy
             training.save()
             if on_progress is not None:
                 on_progress(Progress(job, training.epoch, training.moments[-1]["train_loss"], training.moments[-1]["accuracy"]))
@@ -243,7 +246,7 @@ def audit(
 
 def _finish(training: Training) -> Result:
     """Store weights, the audit's Result, and last the manifest, which says that it is finished."""
-    from wallprobe.training.audit.record import make_result
+    from wallprobe.training.audit.record import Described, make_result
 
     job, folder = training.job, training.folder
     weights = {name: value.detach().contiguous() for name, value in training.net.state_dict().items()}
@@ -257,12 +260,15 @@ def _finish(training: Training) -> Result:
         "data_hash": training.images.data_hash,
         "data_source": training.images.source,
         "train_seconds": round(training.seconds, 3),
+        "cpu_seconds": round(training.cpu_seconds, 3),
         "steps": training.step,
     }
     manifest = provenance(
         config=job.config(), device="cpu", dtype="training float32, norms and cosines float64", watch=Stopwatch(), **extra
     )
-    result = make_result(job, series(training.moments, job.lens.eps), training.moments, training.correct(), manifest, training.diverged)
+    result = make_result(
+        Described.of(job), series(training.moments, job.lens.eps), training.moments, training.correct(), manifest, training.diverged
+    )
     result.save_at(folder / AUDIT)
     write_json(folder / runs.MANIFEST, manifest)
     (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,37 @@ ALONG = {
 FIRST = ("a", "a_prime", "b", "b_prime", "d", "e", "f")
 
 
+@dataclass(frozen=True)
+class Described:
+    """What a Result says of its subject.
+
+    Attributes:
+        arch, method, data, seed: as typed.
+        epochs: of the whole training.
+        eps, n_ref: of the lens.
+    """
+
+    arch: str
+    method: str
+    data: str
+    seed: int
+    epochs: int
+    eps: float
+    n_ref: int
+
+    @property
+    def label(self) -> str:
+        """For people: `resmlp dfa @42`."""
+        return f"{self.arch} {self.method} @{self.seed}"
+
+    @classmethod
+    def of(cls, job: AuditJob) -> "Described":
+        """A job's."""
+        return cls(job.arch, job.method, job.data, job.seed, job.epochs, job.lens.eps, job.lens.n_ref)
+
+
 def make_result(
-    job: AuditJob,
+    job: Described,
     series: Series,
     moments: Sequence[dict[str, Any]],
     correct: npt.NDArray[np.bool_],
@@ -60,8 +89,8 @@ def make_result(
     variables["seed"] = (("run",), [job.seed], "", "seed")
     coords = {"run": [job.label], "moment": range(len(moments)), "layer": range(depth), "sample": range(len(correct))}
     attrs: dict[str, Any] = {
-        "eps": job.lens.eps,
-        "n_ref": job.lens.n_ref,
+        "eps": job.eps,
+        "n_ref": job.n_ref,
         "diverged": int(diverged),
         "data_name": job.data,
         "epochs": job.epochs,
@@ -187,8 +216,8 @@ def combine(results: Sequence[Result], subject: str, manifest: dict[str, Any]) -
         variables[f"run_{key}"] = (("run",), filled, "", f"{key} of the run's record")
     variables["run_depth"] = (("run",), [result.data.sizes["layer"] - 1 for result in results], "", "blocks")
     coords = {"run": names, "moment": range(moments), "layer": range(layers)}
-    attrs = {key: results[0].data.attrs[key] for key in ("eps", "n_ref")}
-    data = dataset(coords, variables, **attrs)
+    eps, n_ref = (plain(results[0].data.attrs[key]) for key in ("eps", "n_ref"))
+    data = dataset(coords, variables, eps=eps, n_ref=n_ref)
     parts = {name: result.manifest for name, result in zip(names, results, strict=True)}
     return Result("audit", data, TABLE, _together(results), manifest | {"subject": subject, "parts": parts})
 
