@@ -1,7 +1,7 @@
 """The one seam to transformer-lens: build a small HookedTransformer, load any decoder, name its hooks.
 
 A source is a run name (`p5`, `p5@1337`), a run folder, a local Hugging Face folder, a .gguf file or a hub id. Weights are
-never processed (no folding, no centring). Nothing outside this file constructs a model.
+never processed (no folding, no centring). Nothing outside this file constructs a transformer-lens model.
 """
 
 import contextlib

@@ -1,6 +1,8 @@
 """A user's own torch model through an adapter, a finished run by its name, and the networks' states through the shared cache."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,3 +114,40 @@ def test_the_shared_cache_reads_every_state(arch):
         found = capture(loaded, x, [name], keep=range(row.shape[1]))[name]
         torch.testing.assert_close(found, row, rtol=0, atol=0)
     torch.testing.assert_close(loaded.model(x), net(x))
+
+
+@pytest.mark.parametrize("method", ["bp", "dfa"])
+def test_a_run_of_the_wall_is_held_to_its_own_gradient(method):
+    """c0 at its end and at its initialisation, on the supervised prefix; the reference against HookedTransformer's own loss."""
+    from wallprobe.training.audit.quantities import reference
+    from wallprobe.training.estimators import Batch
+
+    subject = load_subject("c0", method=method)
+    x, y = subject.x[:16], subject.y[:16]
+    states, grads, _ = reference(subject.net, Batch(x, y))
+    model = models.load("c0").model
+    captured = {}
+
+    def keep(value, hook):
+        captured["h"] = value
+
+    logits = model.run_with_hooks(x, fwd_hooks=[("blocks.5.hook_resid_post", keep)])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
+    (grad,) = torch.autograd.grad(loss, captured["h"])
+    torch.testing.assert_close(states[-1], captured["h"].detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grads[-1], grad, rtol=1e-3, atol=1e-6)
+    record = check(subject, lens=QUICK).summary
+    assert record["first_firing_b"] is None
+    if method == "bp":
+        assert record["gamma_deep_exact"] == pytest.approx(1.0, abs=1e-9)
+    else:
+        assert abs(record["gamma_deep_exact"]) < 0.5
+
+
+def test_the_documented_adapter_works(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "audit.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "mine.py").write_text(code)
+    found = check(load_subject(f"{tmp_path / 'mine.py'}:subject"), lens=QUICK)
+    assert (found.summary["arch"], found.summary["method"], found.summary["h_ratio"]) == ("own", "dfa", 1.0)
+    assert found.data.sizes["layer"] == 4

@@ -31,6 +31,7 @@ def area() -> Area:
         preset=audit_measurements.PRESET,
         read=audit_measurements.read,
         audits=audit_measurements.audits,
+        pack=audit_measurements.pack_all,
     )
 
 

@@ -4,7 +4,6 @@ An audit counts if its settings are those of the job that the ledger names; of a
 """
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -86,7 +85,7 @@ def _packed() -> dict[tuple[str, int], Source]:
     return sources
 
 
-def pack_all(root: Path | None = None, target: Path = BUNDLE / PRESET) -> list[Path]:
+def pack_all(root: Path, target: Path = BUNDLE / PRESET) -> list[Path]:
     """Write what the ledger reads of every local audit into the package: the record and the top state's whole epochs.
 
     Raises:
@@ -106,7 +105,3 @@ def pack_all(root: Path | None = None, target: Path = BUNDLE / PRESET) -> list[P
         write_atomic(path, (data + "\n").encode())
         written.append(path)
     return written
-
-
-if __name__ == "__main__":
-    sys.stdout.write(f"{len(pack_all(Path(sys.argv[1])))} audits packed\n")

@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from wallprobe.claims.measurements import Measurements, read_measurements
@@ -73,6 +74,7 @@ class Area:
         preset: recipe to judge by unless told otherwise.
         read: from (preset, root, bundled=...) the measurements to judge on.
         audits: seeds -> the audits of training methods that `wallprobe reproduce` makes instead; None for an area of runs.
+        pack: puts the measurements of a run store into the package; None for those of runs.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Area:
     preset: str = "small"
     read: Callable[..., Measurements] = read_measurements
     audits: Callable[[Sequence[int]], Sequence[AuditJob]] | None = None
+    pack: Callable[[Path], list[Path]] | None = None
 
     def __post_init__(self) -> None:
         ids = [claim.id for claim in self.claims]

@@ -119,8 +119,9 @@ def campaign(
 
 def check(
     source: Annotated[
-        str, typer.Argument(help="module:function or file.py:function of your adapter, or an audit run.", metavar="RUN|ADAPTER")
+        str, typer.Argument(help="module:function or file.py:function of your adapter, an audit run, or a run (c0).", metavar="RUN|ADAPTER")
     ],
+    method: Annotated[str | None, typer.Option(help="Whose credits, for a run such as c0: dfa or bp.", show_default="dfa")] = None,
     samples: Annotated[int, typer.Option(help="Samples to look at.", min=2)] = 1024,
     inflation: Inflation = 100.0,
     growth: Growth = "block_ratio",
@@ -138,7 +139,7 @@ def check(
     from wallprobe.training.audit.quantities import Lens
 
     limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, 1)
-    result = instrument.check(instrument.load_subject(source, runs), limits, Lens(samples=samples))
+    result = instrument.check(instrument.load_subject(source, runs, method), limits, Lens(samples=samples))
     result.save(results)
     if json:
         common.print_json(result.to_json())

@@ -56,12 +56,13 @@ class Subject:
     seed: int = 0
 
 
-def load_subject(source: str, root: Path | None = None) -> Subject:
-    """The subject that a dotted path, a file's function, or an audit run's name stands for.
+def load_subject(source: str, root: Path | None = None, method: str | None = None) -> Subject:
+    """The subject that a dotted path, a file's function, an audit run's name or a run's name stands for.
 
     Args:
-        source: `package.module:function`, `folder/file.py:function`, or a folder name in RUNS/audit.
+        source: `package.module:function`, `folder/file.py:function`, a folder name in RUNS/audit, or a run such as `c0`.
         root: run store; default as `runs.default_root`.
+        method: whose credits, for a run such as `c0`: "dfa" unless given. Others bring their own.
 
     Raises:
         UnknownNameError: if there is no such run, module or function.
@@ -69,6 +70,10 @@ def load_subject(source: str, root: Path | None = None) -> Subject:
     """
     where, sign, name = source.rpartition(":")
     if not sign:
+        if _is_run(source, root):
+            from wallprobe.hooks.audit_wall import wall_subject
+
+            return wall_subject(runs.resolve_run(source, root), method or "dfa")
         return _from_run(source, root)
     try:
         maker: Callable[[], Any] = getattr(_module(where), name)
@@ -99,6 +104,13 @@ def _module(where: str) -> ModuleType:
         return importlib.import_module(where)
     finally:
         sys.path.remove(here)
+
+
+def _is_run(name: str, root: Path | None) -> bool:
+    """Whether a run of the wall's task has that name."""
+    if runs.is_run_folder(Path(name)):
+        return True
+    return any(name in (str(run.name), run.name.folder) for run in runs.list_runs(root))
 
 
 def _from_run(name: str, root: Path | None) -> Subject:

@@ -73,6 +73,8 @@ class AuditJob:
             raise ConfigError(f"ep does not settle on {self.arch}: gradient descent on its energy diverges; give {' or '.join(EP_ARCHS)}")
         if self.stop is not None and self.stop not in STOPS:
             raise ConfigError(f"--stop-on '{self.stop}' is none of {', '.join(STOPS)}")
+        if not 0.0 <= self.label_noise <= 1.0:
+            raise ConfigError(f"label noise {self.label_noise:g} is no share; give 0 to 1")
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} trains nothing; give 1 or more")
