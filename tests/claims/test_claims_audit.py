@@ -111,5 +111,13 @@ def test_the_page_in_docs_is_the_bundled_ledger():
     assert PAGE.read_text() == bundle.bundled_ledger(get_area("audit"), "campaign"), again
 
 
-def test_bundled_audits_are_small():
-    assert all(path.stat().st_size <= 20 * 1024 for path in (BUNDLE / "campaign").glob("*.json"))
+def test_bundled_audits_are_small_and_there():
+    found = sorted((BUNDLE / "campaign").glob("*.json"))
+    assert found
+    assert all(path.stat().st_size <= 20 * 1024 for path in found)
+
+
+def test_a_share_of_seeds_has_no_students_interval():
+    found = judge(claim("dfa.inflates"), measured(resmlp_dfa=[record(), record(h=(10.0, 20.0, 30.0, 40.0, 50.0)), record()]))
+    assert (found.measured, found.interval, found.settled) == (pytest.approx(2 / 3), "", None)
+    assert math.isnan(found.low)

@@ -63,6 +63,16 @@ def test_tables_name_the_thresholds_and_print_the_evidence(invoke):
     assert max(len(line) for line in out.splitlines() if line.startswith(" ")) <= 200
 
 
+@pytest.mark.parametrize(
+    ("command", "words"), [("run", "--tau-floor"), ("report", "Trains nothing"), ("check", "RUN|ADAPTER"), ("campaign", "--seeds")]
+)
+def test_each_command_has_its_own_help(invoke, command, words):
+    code, out, _ = invoke("audit", command, "--help")
+    assert code == 0
+    assert f"Usage: wallprobe audit {command}" in out
+    assert words in out
+
+
 REFUSALS = [
     (["run", "--arch", "rnn"], "no architecture named 'rnn'; there are: resmlp, vit, student, bncnn"),
     (["run", "--method", "hebb"], "no training method named 'hebb'; there are: bp, fa, dfa, ep, frozen"),

@@ -18,6 +18,7 @@ from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import AuditJob, make_job
 
 PRESET, DATA, AUDIT = "campaign", "fashion_mnist", "audit"
+LEFT = ("command", "evidence", "cpu_count")  # what names a machine's folders, or can be made again
 Make = Callable[[int], AuditJob]
 
 
@@ -99,7 +100,7 @@ def pack_all(root: Path, target: Path = BUNDLE / PRESET) -> list[Path]:
         record = source.stored[AUDIT]
         top = max(row["layer"] for row in record["values"])
         values = [row for row in record["values"] if row["layer"] == top and row["epoch"] == int(row["epoch"])]
-        manifest = {key: value for key, value in record["manifest"].items() if key not in ("evidence", "cpu_count")}
+        manifest = {key: value for key, value in record["manifest"].items() if key not in LEFT}
         data = json.dumps({"summary": record["summary"], "values": values, "manifest": manifest}, separators=(",", ":"), sort_keys=True)
         path = target / f"{source.name.folder}.json"
         write_atomic(path, (data + "\n").encode())

@@ -150,6 +150,8 @@ def judge(claim: Claim, measurements: Measurements) -> Verdict:
         why = "not defined in these runs" if readings else _missing(claim.quantity, measurements)
         return Verdict(claim, UNMEASURED, note=why)
     value, low, high, interval = _estimate(defined, claim.quantity.over_seeds)
+    if claim.rule == "seeds":  # a count of yes and no, of which Student's interval means nothing
+        low, high, interval = math.nan, math.nan, ""
     failed = _unmet(claim, measurements)
     holds = value in claim.accepted and not failed
     bounded = math.isfinite(low) and math.isfinite(high)

@@ -43,6 +43,8 @@ COMMANDS = MappingProxyType(
     }
 )
 
+GROUPS = ("audit",)  # commands of several commands
+
 INTERRUPTED = 130  # 128 + SIGINT
 
 
@@ -66,7 +68,10 @@ def main() -> None:
     try:
         if arguments and arguments[0] in COMMANDS and "--help" in arguments:
             # Within the group, typer validates the group's own options first, with pydantic: half of the time a help page takes.
-            build_app(arguments[:1])(args=["--help"], prog_name=f"wallprobe {arguments[0]}")
+            if arguments[0] in GROUPS:
+                build_app(arguments[:1])(args=arguments, prog_name="wallprobe")
+            else:
+                build_app(arguments[:1])(args=["--help"], prog_name=f"wallprobe {arguments[0]}")
         build_app()()
     except WallprobeError as error:
         sys.stderr.write(f"wallprobe: {' '.join(str(error).split())}\n")

@@ -84,7 +84,19 @@ class _Run:
 
     def top(self, name: str) -> list[float | None]:
         """A quantity at h_L."""
-        return charts.values(self.data[name].isel(layer=-1))
+        return self.at(-1, name)
+
+    def at(self, layer: int, name: str) -> list[float | None]:
+        """A quantity at one state."""
+        return charts.values(self.data[name].isel(layer=layer))
+
+    @property
+    def telling(self) -> tuple[int, int]:
+        """The state at which clamped and exact cosine have opposite signs most often, the last of several, and how often."""
+        flips = np.nansum(self.data["sign_flip"].values, axis=0)
+        flips[0] = 0
+        layer = int(len(flips) - 1 - np.argmax(flips[::-1]))
+        return layer, int(flips[layer])
 
     def epoch(self, epoch: int, name: str) -> float | None:
         """A quantity at h_L after so many epochs."""
@@ -119,6 +131,7 @@ def _main(rows: list[_Run]) -> Table:
     columns = (
         "architecture",
         "method",
+        "verdict",
         "seeds",
         "accuracy",
         "− frozen",
@@ -127,7 +140,6 @@ def _main(rows: list[_Run]) -> Table:
         "× |h||g|",
         "Γ clamped",
         "Γ exact",
-        "verdict",
     )
     cells = []
     for (arch, method), group in _groups(rows).items():
@@ -137,8 +149,9 @@ def _main(rows: list[_Run]) -> Table:
             key: _mean([record[key] for record in records]) for key in ("accuracy", "accuracy_minus_frozen", "gamma_clamped", "gamma_exact")
         }
         verdict = max((record["verdict"] for record in records), key=lambda name: VERDICTS.get(name, 0))
-        row: list[Any] = [NAMES.get(arch, arch), method, len(group), means["accuracy"], means["accuracy_minus_frozen"], *norms]
-        cells.append([*row, means["gamma_clamped"], means["gamma_exact"], verdict.replace("_", " ").lower()])
+        row: list[Any] = [NAMES.get(arch, arch), method, verdict.replace("_", " ").lower(), len(group)]
+        row += [means["accuracy"], means["accuracy_minus_frozen"], *norms]
+        cells.append([*row, means["gamma_clamped"], means["gamma_exact"]])
     caption = (
         "At the last epoch; means over seeds, of norms geometric ones. A verdict is the worst over seeds. "
         "× |h||g|: their product over its initial value. Γ: cosine of credit and gradient at h_L, clamped as usual and exact."
@@ -160,37 +173,34 @@ def _line(row: _Run, y: list[float | None], color: str, dash: str, symbol: str, 
 
 def _hero(rows: list[_Run]) -> Figure:
     """F2: clamped against exact cosine, the epochs below the clamp shaded; opened at a sign flip where there is one."""
-    chosen = sorted(rows, key=lambda row: (-_flips(row), -VERDICTS.get(row.record["verdict"], 0)))[:HEROES]
+    chosen = sorted(rows, key=lambda row: (-row.telling[1], -VERDICTS.get(row.record["verdict"], 0)))[:HEROES]
     frames = tuple(Frame((Panel(PLOTLY, _pair(row)),), row.label) for row in chosen)
-    flips = [row for row in chosen if _flips(row)]
+    layer, flips = chosen[0].telling
     title = (
-        f"{flips[0].label}: the reported cosine has the wrong sign at {_flips(flips[0])} of {len(flips[0].epochs)} epochs"
+        f"{chosen[0].label}: at h_{layer} the usual cosine has the wrong sign at {flips} of {len(chosen[0].epochs)} moments"
         if flips
         else f"{chosen[0].label}: the cosine as usually computed, and without its clamp"
     )
     caption = (
-        "Mean over samples at h_L. Shaded: a share of the samples' references is shorter than eps, deeper where it is more. "
-        "Grey band: 95 % of fresh random feedback, where measured."
+        "Mean over samples, at the state where the signs differ most often, else at h_L. Shaded: a share of the samples' references is "
+        "shorter than eps, deeper where it is more. Grey band: 95 % of fresh random feedback, where measured."
     )
     return Figure(title, frames, f"Two lines of cosine over epochs. {title}.", caption, stepper="run", height=380)
 
 
-def _flips(row: _Run) -> int:
-    return int(np.nansum(row.data["sign_flip"].isel(layer=-1).values))
-
-
 def _pair(row: _Run) -> Spec:
+    layer = row.telling[0]
     traces: list[Spec] = []
-    low, high = row.top("null_low"), row.top("null_high")
+    low, high = row.at(layer, "null_low"), row.at(layer, "null_high")
     known = [place for place, value in enumerate(low) if value is not None]
     if known:
         edge = {"type": "scatter", "mode": "lines", "x": [row.epochs[place] for place in known], "line": {"width": 0}, "hoverinfo": "skip"}
         traces.append(edge | {"y": [low[place] for place in known], "showlegend": False})
         traces.append(edge | {"y": [high[place] for place in known], "fill": "tonexty", "fillcolor": "@line", "name": "random feedback"})
-    traces.append(_line(row, row.top("gamma_exact"), "@series-3", "solid", "square", "exact"))
-    traces.append(_line(row, row.top("gamma_clamped"), "@series-1", "dash", "circle", "clamped, as usually reported"))
+    traces.append(_line(row, row.at(layer, "gamma_exact"), "@series-3", "solid", "square", "exact"))
+    traces.append(_line(row, row.at(layer, "gamma_clamped"), "@series-1", "dash", "circle", "clamped, as usually reported"))
     shapes = []
-    below = row.top("below_eps")
+    below = row.at(layer, "below_eps")
     for place, share in enumerate(below):
         if share:
             left = row.epochs[place - 1] if place else row.epochs[place]
@@ -198,7 +208,12 @@ def _pair(row: _Run) -> Spec:
             box = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 0}, "layer": "below", "fillcolor": "@shade"}
             shapes.append(box | ends | {"opacity": 0.3 + 0.7 * share})
     zero = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": "@muted", "width": 1}}
-    layout = {"xaxis": charts.axis("epoch"), "yaxis": charts.axis("Γ_L", "cosine"), "shapes": [*shapes, zero], "hovermode": "x unified"}
+    layout = {
+        "xaxis": charts.axis("epoch"),
+        "yaxis": charts.axis(f"Γ at h_{layer}", "cosine"),
+        "shapes": [*shapes, zero],
+        "hovermode": "x unified",
+    }
     return {"data": traces, "layout": layout}
 
 
@@ -315,7 +330,9 @@ def _firings(rows: list[_Run]) -> Table:
         whole = [None if epoch is None else int(epoch) for epoch in epochs]
         cells.append([row.label, *whole, row.record["verdict"].replace("_", " ").lower(), row.record["cause"] or "–"])
     caption = (
-        "First epoch at which each diagnostic fires; a dash where it never does. Thresholds are in the manifest, evidence in each run's."
+        "A dash where it never fires. (a) inflation of h_L; (a′) growth within a block; (b) reference below the floor; (b′) clamp bias; "
+        "(d) a nudge against the credit helps no more than a random one; (e) cosine within that of random feedback; (f) frozen blocks do "
+        "as well."
     )
     return Table("First firing epochs", ("run", *FIRST.values(), "verdict", "cause"), cells, caption)
 
