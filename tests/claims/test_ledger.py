@@ -245,7 +245,7 @@ def test_what_did_not_reproduce_is_said_plainly(tmp_path):
     page = markdown(area, store, verdicts, verdicts)
     assert "| The ratio. <br>`c0.ratio`, figure | 76 | 40 (39 to 41) | 48.6 to 119 | **not reproduced** |" in page
     assert "- Patterns that did not hold here: c1.gone 9 (claimed below 3)." in page
-    assert all(rule in page for rule in rules.RULES.values())
+    assert all((rule in page) is (name in ("wall", "ratio")) for name, rule in rules.RULES.items())  # those of its claims
 
 
 def test_an_empty_ledger_says_so(tmp_path):

@@ -43,7 +43,7 @@ COMMANDS = MappingProxyType(
     }
 )
 
-GROUPS = ("audit",)  # commands of several commands
+GROUPS = MappingProxyType({"audit": audit})  # commands of several commands
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -69,9 +69,10 @@ def main() -> None:
         if arguments and arguments[0] in COMMANDS and "--help" in arguments:
             # Within the group, typer validates the group's own options first, with pydantic: half of the time a help page takes.
             if arguments[0] in GROUPS:
-                build_app(arguments[:1])(args=arguments, prog_name="wallprobe")
-            else:
-                build_app(arguments[:1])(args=["--help"], prog_name=f"wallprobe {arguments[0]}")
+                inner = next((name for name in arguments[1:2] if name in GROUPS[arguments[0]].NAMES), None)
+                prog = " ".join(["wallprobe", arguments[0], *([inner] if inner else [])])
+                GROUPS[arguments[0]].group(inner)(args=["--help"], prog_name=prog)
+            build_app(arguments[:1])(args=["--help"], prog_name=f"wallprobe {arguments[0]}")
         build_app()()
     except WallprobeError as error:
         sys.stderr.write(f"wallprobe: {' '.join(str(error).split())}\n")

@@ -1,5 +1,6 @@
 """`wallprobe audit`: is that alignment figure a measurement at all? Runs, a report, a campaign, and a model of your own."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,14 +27,27 @@ Elasticity = Annotated[float, typer.Option("--tau-elasticity", help="(c) factor 
 Patience = Annotated[int, typer.Option("--patience", help="Further epochs for which (b) or (a') must hold before an early stop.", min=0)]
 
 
+NAMES = ("run", "report", "campaign", "check")
+
+
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(help="Audit a training method: what it uses as credit, against the true gradient.", no_args_is_help=True)
-    group.command("run")(run)
-    group.command("report")(report)
-    group.command("campaign")(campaign)
-    group.command("check")(check)
-    app.add_typer(group, name="audit")
+    app.add_typer(group(), name="audit")
+
+
+def group(only: str | None = None) -> typer.Typer:
+    """The commands of the group, or one of them by itself."""
+    made = typer.Typer(
+        help="Audit a training method: what it uses as credit, against the true gradient.",
+        no_args_is_help=only is None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    commands: dict[str, Callable[..., None]] = dict(zip(NAMES, (run, report, campaign, check), strict=True))
+    for name, command in commands.items():
+        if only in (None, name):
+            made.command(name)(command)
+    return made
 
 
 def run(
