@@ -107,16 +107,17 @@ def gather(name: str, n: int) -> list[Group]:
 
 def batched(group: Group, strengths: Sequence[float], standardise: bool) -> np.ndarray:
     """Accuracy [cell, problem] by batched solves."""
-    given = probes_fit.features(group.rows, *group.sizes, standardise=standardise)
     scores = []
-    for labels, classes in group.solves:
-        # one row for each class: for two classes, scikit-learn's single row at strength s is the pair at 2 s
-        fit = probes_fit.softmax_path(
-            given, labels[..., : given.fitted], classes, [value * (2 if classes == 2 else 1) for value in strengths]
-        )
-        said = probes_fit.logits(fit.weights, given.columns[..., given.fitted :]).argmax(2)
-        scores.append((said == labels[..., given.fitted :]).double().mean(2).numpy())
-    return np.concatenate(scores, axis=1)
+    for some, given in probes_fit.in_chunks(group.rows, *group.sizes, standardise=standardise):
+        parts = []
+        for labels, classes in group.solves:
+            # one row for each class: for two classes, scikit-learn's single row at strength s is the pair at 2 s
+            rising = [value * (2 if classes == 2 else 1) for value in strengths]
+            fit = probes_fit.softmax_path(given, labels[some, :, : given.fitted], classes, rising)
+            right = probes_fit.best(fit.weights, given.columns[..., given.fitted :]) == labels[some, :, given.fitted :]
+            parts.append(right.double().mean(2).numpy())
+        scores.append(np.concatenate(parts, axis=1))
+    return np.concatenate(scores)
 
 
 def looped(group: Group, strengths: Sequence[float], standardise: bool) -> np.ndarray:

@@ -19,12 +19,27 @@ import torch
 from torch import Tensor, nn
 
 from wallprobe import runs
+from wallprobe.endogenous import add_endogenous
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError, UnknownNameError
+from wallprobe.sizes import SIZES, count
 from wallprobe.storage import sha256_file
 
 # Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
 RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
 OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
+ENCODERS = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "albert",
+    "electra",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "deberta",
+    "deberta-v2",
+    "modernbert",
+)
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -46,7 +61,7 @@ def pick_device(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformer-lens's import banners, its deprecation notes on HookedTransformer and progress bars off the terminal."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -99,6 +114,7 @@ class Loaded:
         run: the Run, for runs.
         tokenizer: the Hugging Face tokenizer, None for runs.
         parallel: attention and MLP read the same residual (GPT-NeoX, GPT-J).
+        processing: what was done to the weights; "none" unless `folded` made it.
     """
 
     name: str
@@ -110,6 +126,26 @@ class Loaded:
     run: runs.Run | None = None
     tokenizer: Any = None
     parallel: bool = False
+    processing: str = "none"
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A Hugging Face decoder as transformers holds it.
+
+    Attributes:
+        name: how the user called it.
+        kind: "folder", "gguf" or "hub".
+        model: the model, fp32, in evaluation mode; on torch's meta device where its weights were left out.
+        tokenizer: its tokenizer.
+        weight_hash: SHA-256 of the weights' files, None where the weights were left out.
+    """
+
+    name: str
+    kind: str
+    model: Any
+    tokenizer: Any
+    weight_hash: str | None
 
 
 def on_input(loaded: Loaded, path: str, callback: Callable[[Tensor], object]) -> Callable[[], None]:
@@ -156,7 +192,7 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
     Raises:
         CheckpointError: if the parameters do not fit the shape, or if there are others than these.
     """
-    with _quiet():
+    with quiet():
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
         config = HookedTransformerConfig(
@@ -174,7 +210,7 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
         )
         model: nn.Module = HookedTransformer(config)
     wanted = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    _add_endogenous(model, shape, wanted)
+    add_endogenous(model, shape, wanted)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     wrong = sorted(name for name in expected.keys() | wanted.keys() if expected.get(name) != getattr(wanted.get(name), "shape", None))
     if wrong:
@@ -195,7 +231,7 @@ def hooked(net: Any, name: str = "net") -> Loaded:
         net: the network; its weights are shared, not copied.
         name: what to call it.
     """
-    with _quiet():
+    with quiet():
         from transformer_lens import HookedRootModule
         from transformer_lens.hook_points import HookPoint
 
@@ -231,56 +267,6 @@ def _through(hook: Any, state: Tensor) -> Tensor:
     rows = state[:, None] if state.ndim == 2 else state.flatten(2).transpose(1, 2) if state.ndim == 4 else state
     out: Tensor = hook(rows)
     return out[:, 0] if state.ndim == 2 else out.transpose(1, 2).reshape(state.shape) if state.ndim == 4 else out
-
-
-def _add_endogenous(model: Any, shape: Mapping[str, int], state: Mapping[str, Tensor]) -> None:
-    """Give the model the mechanisms whose parameters are in the state. They act from outside the hooks that instruments use."""
-    if any(name.startswith("temperature.") for name in state):
-        model.temperature = _Temperature(shape["d_model"]).to(model.cfg.device)
-        model.unembed.register_forward_hook(lambda _, given, logits: logits / model.temperature(given[0])[..., None])
-    if any(".attn.gate." in name for name in state):
-        for block in model.blocks:
-            block.attn.gate = _Gate(shape["d_model"], shape["n_heads"]).to(model.cfg.device)
-            block.attn.gate.attach(block.attn, model.pos_embed)
-
-
-class _Temperature(nn.Module):
-    """What the logits are divided by: softplus of a small MLP on the normalised final residual, at least 0.01."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        hidden = max(1, d_model // 4)
-        self.W_in, self.b_in = nn.Parameter(torch.zeros(d_model, hidden)), nn.Parameter(torch.zeros(hidden))
-        self.W_out, self.b_out = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.zeros(()))
-
-    def forward(self, normed: Tensor) -> Tensor:
-        """The temperature at each index."""
-        hidden = nn.functional.gelu(normed @ self.W_in + self.b_in)
-        return nn.functional.softplus(hidden @ self.W_out + self.b_out).clamp(min=0.01)
-
-
-class _Gate(nn.Module):
-    """Scales, for each head and index, what the position embedding adds to that head's query and key."""
-
-    def __init__(self, d_model: int, n_heads: int) -> None:
-        super().__init__()
-        self.W, self.b = nn.Parameter(torch.zeros(d_model, n_heads)), nn.Parameter(torch.zeros(n_heads))
-
-    def attach(self, attention: Any, positions: Any) -> None:
-        """Let it act on an attention module: on what `hook_q` and `hook_k` are given, before any hook an instrument puts there."""
-        now: dict[str, Tensor] = {}
-
-        def read(_: nn.Module, __: tuple[Any, ...], named: dict[str, Any]) -> None:
-            given, past = named["query_input"], named.get("past_kv_cache_entry")
-            start = 0 if past is None else past.past_keys.shape[1]
-            now["opened"] = (given @ self.W + self.b).sigmoid()[..., None]
-            now["placed"] = positions.W_pos[start : start + given.shape[1]]
-
-        attention.register_forward_pre_hook(read, with_kwargs=True)
-        for hook, name in ((attention.hook_q, "W_Q"), (attention.hook_k, "W_K")):
-            hook.register_forward_hook(
-                lambda _, __, value, name=name: value + now["opened"] * torch.einsum("id,hdk->ihk", now["placed"], getattr(attention, name))
-            )
 
 
 def load_run(run: runs.Run, device: str = "cpu") -> Loaded:
@@ -323,7 +309,7 @@ def load(source: str, device: str = "cpu", root: Path | None = None) -> Loaded:
     return load_run(runs.find_run(source, root), device)
 
 
-def _hash_files(paths: list[Path]) -> str | None:
+def hash_files(paths: list[Path]) -> str | None:
     """One SHA-256 over the files' own hashes, in name order."""
     if not paths:
         return None
@@ -336,29 +322,83 @@ def _hash_files(paths: list[Path]) -> str | None:
 
 def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, device: str) -> Loaded:
     """A local folder or GGUF file through transformers and the bridge, raw weights in fp32."""
-    with _quiet():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    plain = _read_local(source, kind, folder, gguf, device)
+    bridge = _bridge(source, str(folder), plain.model, plain.tokenizer, device)
+    return _loaded(source, kind, bridge, plain.tokenizer, plain.weight_hash)
+
+
+def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: str, *, weights: bool = True) -> Plain:
+    with quiet():
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         reader: Any = AutoModelForCausalLM
         options: dict[str, Any] = {"local_files_only": True} | ({"gguf_file": gguf} if gguf else {})
+        loading: dict[str, Any] = {}
         try:
             with _no_bars():
-                model, loading = reader.from_pretrained(folder, **RAW, **options, output_loading_info=True)
+                if weights:
+                    model, loading = reader.from_pretrained(folder, **RAW, **options, output_loading_info=True)
+                else:
+                    with torch.device("meta"):
+                        model = reader.from_config(AutoConfig.from_pretrained(folder, **options), **RAW)
         except Exception as error:
-            raise CheckpointError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
-        _check_complete(source, loading)
+            raise CheckpointError(f"{source} cannot be loaded as a causal language model: {first_line(error)}") from error
+        refuse_encoder(source, model.config)
+        check_complete(source, loading)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:
-            raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {_first_line(error)}") from error
+            raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {first_line(error)}") from error
         if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):  # what transformers makes up where no file is
             raise CheckpointError(f"{source} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(folder)")
-        bridge = _bridge(source, str(folder), model, tokenizer, device)
+    if not weights:
+        return Plain(source, kind, model.eval(), tokenizer, None)
     files = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    return _loaded(source, kind, bridge, tokenizer, _hash_files(files))
+    return Plain(source, kind, model.to(device).eval(), tokenizer, hash_files(files))
 
 
-def _check_complete(source: str, loading: Mapping[str, Any]) -> None:
+def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Plain:
+    """A decoder from a local Hugging Face folder, a .gguf file or a hub id, without hooks: half the memory of `load`.
+
+    Args:
+        source: as above.
+        device: torch device.
+        weights: False for its layout and tokenizer alone, to be checked before anything is computed.
+
+    Raises:
+        UnknownNameError: if it is none of these.
+        CheckpointError: if it is there but damaged.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UnknownNameError(f"no file {source}; give an existing .gguf file")
+        return _read_local(source, "gguf", path.parent, path.name, device, weights=weights)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UnknownNameError(f"folder {source} is no Hugging Face model (config.json); prompts need a language model")
+        return _read_local(source, "folder", path, None, device, weights=weights)
+    if "/" not in source and source not in OWNERLESS:
+        raise UnknownNameError(
+            f"'{source}' is no language model: give a Hugging Face folder, a .gguf file or a hub id; runs take no --prompts"
+        )
+    try:
+        with quiet():
+            from huggingface_hub import snapshot_download
+
+            repository, _, revision = source.partition("@")
+            folder = Path(
+                snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+            )
+    except Exception as error:
+        raise UnknownNameError(
+            f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
+            f"({first_line(error)}); give a hub id, a local folder or a .gguf file"
+        ) from error
+    return _read_local(source, "hub", folder, None, device, weights=weights)
+
+
+def check_complete(source: str, loading: Mapping[str, Any]) -> None:
     """Refuse what transformers only warns about: parameters that are not in the file are filled at random."""
     missing = sorted(str(name) for name in loading.get("missing_keys", ()))
     if missing:
@@ -370,6 +410,7 @@ def _check_complete(source: str, loading: Mapping[str, Any]) -> None:
 def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
     from transformer_lens.model_bridge import TransformerBridge
 
+    sizes = count(model)  # before: the bridge splits joint projections into copies
     model.to(device)  # the bridge leaves a model it is handed where it is
     try:
         bridge: nn.Module = TransformerBridge.boot_transformers(
@@ -377,7 +418,8 @@ def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> 
         )
     except Exception as error:
         kind = type(model).__name__
-        raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {_first_line(error)}") from error
+        raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {first_line(error)}") from error
+    setattr(bridge, SIZES, sizes)
     return bridge.eval()
 
 
@@ -390,9 +432,9 @@ def _load_hub(source: str, device: str) -> Loaded:
     try:
         utils.validate_repo_id(repository)
     except utils.HFValidationError as error:
-        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({_first_line(error)})") from error
+        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({first_line(error)})") from error
     try:
-        with _quiet():
+        with quiet():
             from transformer_lens import HookedTransformer
             from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
@@ -406,16 +448,35 @@ def _load_hub(source: str, device: str) -> Loaded:
                 tokenizer = AutoTokenizer.from_pretrained(repository, **options)
                 reader: Any = AutoModelForCausalLM
                 raw, loading = reader.from_pretrained(repository, **RAW, **options, output_loading_info=True)
-                _check_complete(source, loading)
+                refuse_encoder(source, raw.config)
+                check_complete(source, loading)
                 model = _bridge(source, repository, raw, tokenizer, device)
     except CheckpointError:
         raise
     except Exception as error:
-        raise UnknownNameError(
-            f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
-            f"({_first_line(error)}); give a hub id, a local folder, a .gguf file or a run name"
-        ) from error
+        raise unreachable(source, error) from error
     return _loaded(source, "hub", model.eval(), tokenizer, None)
+
+
+def unreachable(source: str, error: Exception) -> UnknownNameError:
+    """What to say of a hub id that gave no model."""
+    if "gated" in f"{type(error).__name__} {error}".lower():
+        return UnknownNameError(f"model '{source}' is gated: accept its terms on the hub and log in (hf auth login), then run this again")
+    return UnknownNameError(
+        f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
+        f"({first_line(error)}); give a hub id, a local folder, a .gguf file or a run name"
+    )
+
+
+def refuse_encoder(source: str, config: Any) -> None:
+    """Refuse what transformers would load as a decoder all the same.
+
+    Raises:
+        CheckpointError: if the configuration is an encoder's.
+    """
+    kind = str(getattr(config, "model_type", ""))
+    if kind in ENCODERS and not getattr(config, "is_decoder", False):
+        raise CheckpointError(f"{source} is an encoder ({kind}): it predicts no next token; give a causal decoder")
 
 
 def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str | None) -> Loaded:
@@ -425,6 +486,7 @@ def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str
     return Loaded(source, kind, model, int(config.n_layers), int(config.d_model), weight_hash, None, tokenizer, parallel)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error's first line, at most 200 characters; its type where it says nothing."""
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:200]

@@ -2,16 +2,20 @@
 
 from pathlib import Path
 
+import pytest
+
 from wallprobe.claims import bundle
 from wallprobe.claims.ledger import get_area
 from wallprobe.claims.measurements import BUNDLE, read_measurements
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "ledger-wall.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def test_the_page_in_docs_is_the_bundled_ledger():
-    again = "make it again: python -m wallprobe.claims.bundle --docs docs/ledger-wall.md"
-    assert PAGE.read_text() == bundle.bundled_ledger(get_area("wall"), "small"), again
+@pytest.mark.parametrize("area", ["wall", "gains"])
+def test_the_page_in_docs_is_the_bundled_ledger(area):
+    page = DOCS / f"ledger-{area}.md"
+    again = f"make it again: python -m wallprobe.claims.bundle --area {area} --docs {page}"
+    assert page.read_text() == bundle.bundled_ledger(get_area(area), "small"), again
 
 
 def test_bundled_measurements_are_small_and_name_no_machine():

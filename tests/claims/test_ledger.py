@@ -8,8 +8,9 @@ import pytest
 from tests.claims.conftest import evaluation, write_measurement, write_run
 from wallprobe.claims import bundle, measurements, rules
 from wallprobe.claims.ledger import Area, Claim, areas, differing, get_area, judge, judge_all, summary, t_interval
-from wallprobe.claims.measurements import read_measurements
+from wallprobe.claims.measurements import OTHER, read_measurements
 from wallprobe.claims.quantities import Quantity
+from wallprobe.claims.quantities import summary as measured_summary
 from wallprobe.claims.record import in_words, make_result, markdown
 from wallprobe.claims.wording import figure, gone, kept, more, wall_ratio
 from wallprobe.errors import ConfigError, UnknownNameError
@@ -137,6 +138,33 @@ def test_an_interchange_counts_for_both_weights(tmp_path):
     assert read_measurements("small", tmp_path).lookup(42)("p5", "interchange-c0") is None
 
 
+def test_a_readout_is_found_by_the_receivers_seed(tmp_path):
+    folder = write_run(tmp_path, "p5")
+    for name in ("c0", "c0@7", "c0@9"):
+        write_run(tmp_path, name)
+    hashes = {seed: {"src": "hash of p5@42", "dst": f"hash of c0@{seed}"} for seed in (42, 7, 9)}
+    write_measurement(folder, "readout-c0", {"gain": 1}, [], hashes[42])
+    write_measurement(folder, "readout-c0@9", {"gain": 9}, [], hashes[9])
+    lookup = read_measurements("small", tmp_path).lookup(42)
+    found = {name: lookup("p5", f"readout-{name}") for name in ("c0", "c0@9", "c0@7", "c0@42", "c0@other")}
+    assert {name: record and record["summary"]["gain"] for name, record in found.items()} == {
+        "c0": 1,
+        "c0@9": 9,
+        "c0@7": None,
+        "c0@42": None,
+        "c0@other": 9,
+    }
+    write_measurement(folder, "readout-c0@9", {"gain": 9}, [], hashes[7])
+    assert read_measurements("small", tmp_path).lookup(42)("p5", "readout-c0@other") is None
+
+
+def test_a_readout_from_another_seed_that_nobody_made_says_so(tmp_path):
+    write_run(tmp_path, "c0")
+    write_run(tmp_path, "p5")
+    claim = more("q", "T", "q.", measured_summary("p5", f"readout-c0{OTHER}", "gain"), wall_ratio("c0"), "ratio")
+    assert "no readout into c0 of another seed of p5" in judge(claim, read_measurements("small", tmp_path)).note
+
+
 def test_packed_measurements_judge_as_the_store_does_and_local_runs_shadow_them(tmp_path, monkeypatch):
     target = tmp_path / "packed"
     store = tmp_path / "store"
@@ -190,7 +218,9 @@ def test_every_measurement_that_a_claim_needs_is_planned():
     from wallprobe.claims.reproduce import _steps, wanted_runs
 
     area = get_area("wall")
-    planned = {(step.name.condition, step.instrument) for step in _steps(area, wanted_runs(area, (42,), axes=True))}
+    steps = list(_steps(area, wanted_runs(area, (42, 1337), axes=True)))
+    assert {step.partner.seed for step in steps if step.name.seed == 42 and "@" in step.instrument} == {1337}
+    planned = {(step.name.condition, step.instrument.replace("@1337", OTHER)) for step in steps}
     assert {need for claim in area.claims if claim.quantity for need in claim.quantity.needs} <= planned
 
 
@@ -245,7 +275,7 @@ def test_what_did_not_reproduce_is_said_plainly(tmp_path):
     page = markdown(area, store, verdicts, verdicts)
     assert "| The ratio. <br>`c0.ratio`, figure | 76 | 40 (39 to 41) | 48.6 to 119 | **not reproduced** |" in page
     assert "- Patterns that did not hold here: c1.gone 9 (claimed below 3)." in page
-    assert all((rule in page) is (name in ("wall", "ratio")) for name, rule in rules.RULES.items())  # those of its claims
+    assert [name for name, rule in rules.RULES.items() if rule in page] == ["ratio", "wall"]
 
 
 def test_an_empty_ledger_says_so(tmp_path):

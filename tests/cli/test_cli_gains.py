@@ -104,6 +104,29 @@ def _truncated(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
 
+def _not_finite(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _missing_shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _encoder(folder: Path) -> None:
+    from transformers import BertConfig, BertModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 32}
+    BertModel(BertConfig(**sizes)).save_pretrained(folder)
+
+
 def _without_tokenizer(folder: Path) -> None:
     for path in folder.glob("token*"):
         path.unlink()
@@ -113,7 +136,10 @@ def _without_tokenizer(folder: Path) -> None:
     ("damage", "message"),
     [
         (_without_a_parameter, "lacks 1 parameters its config asks for (gpt_neox.layers.1.mlp.dense_h_to_4h.weight"),
-        (_truncated, "cannot be loaded as a causal language model"),
+        (_truncated, "shard model.safetensors of "),
+        (_not_finite, "the residual is not finite from layer 1 on; its weights hold NaN or inf"),
+        (_missing_shard, "lacks the shard model-00001-of-00001.safetensors; fetch it again"),
+        (_encoder, "is an encoder (bert): it predicts no next token; give a causal decoder"),
         (_without_tokenizer, "has no tokenizer beside its weights"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded as a causal language model"),
         (lambda folder: (folder / "config.json").unlink(), "is neither a run (manifest.json) nor a Hugging Face model (config.json)"),
@@ -128,9 +154,45 @@ def test_damaged_folders(command: Command, place: Path, tmp_path: Path, damage: 
     assert not (tmp_path / "results").exists()
 
 
+def test_a_gated_model_says_so(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    from huggingface_hub.errors import GatedRepoError
+    from transformers import AutoTokenizer
+
+    def refuse(*_: object, **__: object) -> None:
+        response = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
+        raise GatedRepoError("Cannot access gated repo for url https://hub. Ask for access.", response=response)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    code, out, err = command("someone/gated")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "model 'someone/gated' is gated: accept its terms on the hub and log in (hf auth login)" in err
+
+
+def test_a_model_beyond_the_budget_is_streamed_and_says_so(command: Command, tmp_path: Path) -> None:
+    code, whole, _ = command("tiny-neox", "--json")
+    assert code == 0
+    code, out, err = command("tiny-neox", "--stream", "--json")
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("streaming tiny-neox: about 0.59 GiB of memory, whole it would take 0.00")
+    found, other = json.loads(out), json.loads(whole)
+    assert found["summary"]["streamed"] is True
+    assert found["summary"]["final_mlp_gain"] == pytest.approx(other["summary"]["final_mlp_gain"], rel=1e-5, abs=0)
+    assert not (tmp_path / "results" / ".streams" / "tiny-neox").exists()
+    code, out, err = command("tiny-neox", "--max-ram", "500M")
+    assert (code, out) == (2, "")
+    assert "streaming tiny-neox takes about 0.59 GiB" in err
+    assert "--max-ram allows 0.49" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["tiny-neox", "--max-ram", "plenty"], "--max-ram 'plenty' is no size; give for instance 8GiB"),
+        (["tiny-neox", "--stream", "--fold"], "--fold needs the whole model in memory"),
+        (["tiny-neox", "--gain", "jacobian", "--stream"], "--gain jacobian needs the whole model in memory"),
+        (["tiny-neox", "--tokens", "sum"], "no token reduction named 'sum'; there are: ratio_of_means"),
+        (["tiny-neox", "--positions", "first"], "no positions named 'first'; there are: all, no_sink, no_first, last"),
         (["c9"], "no run named 'c9'"),
         (["gpt2"], "model 'gpt2' could not be fetched: it is unknown to the hub, not in the local cache"),
         (["EleutherAI/pythia-70m"], "model 'EleutherAI/pythia-70m' could not be fetched: it is unknown to the hub, not in the local cache"),

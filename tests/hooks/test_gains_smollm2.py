@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from wallprobe import models
+from wallprobe.folding import folded
 from wallprobe.hooks.gains import gains
 from wallprobe.hooks.prompt_sets import prompt_set
 from wallprobe.models import Loaded
@@ -43,3 +44,18 @@ def test_single_prompt_in_both_gauges(smollm2: Loaded) -> None:
     assert (raw["attn_contracting"], unit["attn_contracting"]) == ("0/30", "14/30")
     assert raw["final_mlp_gain"] == pytest.approx(113.313, rel=1e-4, abs=0)
     assert unit["final_mlp_gain"] == pytest.approx(64.7, rel=1e-3, abs=0)
+
+
+def test_folding_moves_attention_from_0_to_14_at_equal_logits(smollm2: Loaded) -> None:
+    """Last of the file: it changes the model."""
+    import torch
+
+    single = prompt_set(smollm2, "single")
+    with torch.no_grad():
+        before = smollm2.model(single.tokens[0][None]).log_softmax(-1)
+        bent = folded(smollm2)
+        after = bent.model(single.tokens[0][None]).log_softmax(-1)
+    torch.testing.assert_close(after, before, rtol=0.0, atol=2e-3)
+    result = gains(bent, single).summary
+    assert result["attn_contracting"] == "14/30"
+    assert result["final_mlp_gain"] == pytest.approx(64.7, rel=1e-3, abs=0)

@@ -151,12 +151,32 @@ def test_constant_and_repeated_features_do_no_harm():
     label = torch.arange(60) % 3
     x = torch.cat([kinds[label], torch.full((60, 2), 3.0)], dim=1)[None]
     given = probes_fit.features(x, 40, 10)
-    assert float(given.variance.sum()) == pytest.approx(6.0, abs=1e-4)
+    assert float(given.correlation.diagonal(dim1=1, dim2=2).sum()) == pytest.approx(6.0, abs=1e-4)
     fit = probes_fit.softmax_path(given, label[None, None, :50], 3, [1e-2])
     assert bool(fit.converged.all())
     said = probes_fit.logits(fit.weights, given.columns[..., 50:]).argmax(2)[0, 0]
     assert said.tolist() == label[50:].tolist()
     assert bool(fit.weights.isfinite().all())
+
+
+def test_chunks_are_the_features_of_all_cells_in_the_order_asked_for(data, monkeypatch):
+    monkeypatch.setattr(probes_fit, "CHUNK", 2)
+    x, _ = data
+    order = torch.arange(ROWS + HELD).flip(0)[:200]
+    for given, sizes, asked in ((x, (ROWS, HELD // 2), None), (x[:, order], (150, 30), order)):
+        whole, seen = probes_fit.features(given, *sizes), []
+        for some, part in probes_fit.in_chunks(x, *sizes, order=asked):
+            seen.append(some)
+            assert (part.train, part.validation) == sizes
+            assert torch.equal(part.columns, whole.columns[some])
+            assert torch.equal(part.correlation, whole.correlation[some])
+        assert seen == [slice(0, 2), slice(2, 3)]
+
+
+def test_the_best_class_is_the_first_of_the_largest():
+    columns = torch.eye(3)[None]
+    weights = torch.tensor([[[1.0, 5.0, 2.0, 0.0], [1.0, 7.0, 1.0, 0.0], [0.0, 0.0, 0.0, 2.0]]])[None]
+    assert probes_fit.best(weights, columns).tolist() == [[[2, 1, 0]]]
 
 
 def test_too_few_evaluations_are_told(data):

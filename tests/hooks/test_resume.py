@@ -103,6 +103,31 @@ def test_cells_do_not_touch_each_other(both):
     assert not torch.equal(together[0], together[1])
 
 
+@torch.no_grad()
+def test_entries_alike_go_once_and_blocks_of_pairs_change_nothing(both, monkeypatch):
+    _, stack, donor, base = both
+    clean, other = resume.observe(stack, base), resume.observe(stack, donor)
+    entries = [
+        sites.enter(stack, clean, layer, 2, site, sites.value_at(stack, other, layer, 2, site))
+        for layer, site in ((0, "resid_pre"), (0, "resid_post"), (1, "resid_pre"), (1, "resid_post"))
+    ]
+    walked = []
+    heads = type(stack).heads
+
+    def counted(self, layer, rows, *rest):
+        walked.append(len(rows))
+        return heads(self, layer, rows, *rest)
+
+    monkeypatch.setattr(type(stack), "heads", counted)
+    logits = resume.walk(stack, clean, 2, entries, lambda values: values)
+    torch.testing.assert_close(logits[1], logits[2], rtol=1e-6, atol=1e-6)
+    if stack.n_layers == 3:
+        # the block an entry comes in at sees its patched index apart: 1, then 1 beside 1 that is inside, then 2 beside 1
+        assert walked == [PAIRS, PAIRS, PAIRS, 2 * PAIRS, PAIRS]
+    monkeypatch.setattr(resume, "ROWS", 1)
+    torch.testing.assert_close(resume.walk(stack, clean, 2, entries, lambda values: values), logits, rtol=1e-5, atol=1e-5)
+
+
 def test_an_unknown_layout_has_no_steps():
     class Odd:
         class config:

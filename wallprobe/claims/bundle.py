@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from wallprobe.claims import gains_published
 from wallprobe.claims.ledger import Area, get_area, judge_all
 from wallprobe.claims.measurements import BUNDLE, PAIR, Measurements, Source, read_measurements
 from wallprobe.claims.record import markdown
@@ -87,18 +88,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", help="default: the area's")
     parser.add_argument("--area", default="wall")
     parser.add_argument("--docs", type=Path, help="write the ledger's page there")
+    parser.add_argument("--gains", nargs=3, metavar=("RESULTS", "WEIGHT_HASH", "NAME"), help="pack a model's gains, flow and maps")
     given = parser.parse_args(arguments)
     try:
         area = get_area(given.area)
         preset = given.preset or area.preset
         written = [] if given.runs is None else pack_all(given.runs, preset) if area.pack is None else area.pack(given.runs)
+        if given.gains:
+            written = [*written, gains_published.pack(Path(given.gains[0]), given.gains[1], given.gains[2])]
         if given.docs:
             write_atomic(given.docs, bundled_ledger(area, preset).encode())
     except WallprobeError as error:
         sys.stderr.write(f"wallprobe: {error}\n")
         return 2
     size = sum(path.stat().st_size for path in written)
-    sys.stdout.write(f"{len(written)} runs packed, {size / 1024:.0f} KiB\n")
+    sys.stdout.write(f"{len(written)} files packed, {size / 1024:.0f} KiB\n")
     return 0
 
 

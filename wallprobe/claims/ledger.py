@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wallprobe.claims.measurements import Measurements, read_measurements
+from wallprobe.claims.measurements import OTHER, READOUT, Measurements, read_measurements
 from wallprobe.claims.quantities import Quantity, Reading
 from wallprobe.claims.rules import RULES, Interval
 from wallprobe.errors import UnknownNameError
@@ -71,8 +71,10 @@ class Area:
         axes: what `--axes` trains besides.
         pairs: (donor, receiver) of the interchanges.
         instruments: what is measured on which runs: instrument -> conditions, "*" for all.
+        readouts: (donor, receiver) of the readouts by depth, each within a seed and from one seed to the next.
         preset: recipe to judge by unless told otherwise.
-        read: from (preset, root, bundled=...) the measurements to judge on.
+        read: from (preset, root, bundled=...) the measurements to judge on; root is the run store, or the result store.
+        from_results: whether root is the result store, for an area that no run enters.
         audits: seeds -> the audits of training methods that `wallprobe reproduce` makes instead; None for an area of runs.
         pack: puts the measurements of a run store into the package; None for those of runs.
     """
@@ -84,8 +86,10 @@ class Area:
     axes: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     instruments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    readouts: tuple[tuple[str, str], ...] = ()
     preset: str = "small"
     read: Callable[..., Measurements] = read_measurements
+    from_results: bool = False
     audits: Callable[[Sequence[int]], Sequence[AuditJob]] | None = None
     pack: Callable[[Path], list[Path]] | None = None
 
@@ -155,6 +159,8 @@ def judge(claim: Claim, measurements: Measurements) -> Verdict:
     failed = _unmet(claim, measurements)
     holds = value in claim.accepted and not failed
     bounded = math.isfinite(low) and math.isfinite(high)
+    if bounded and measurements.basis:
+        interval = "bootstrap over prompts"
     inside = low in claim.accepted and high in claim.accepted
     outside = high < claim.accepted.low or low > claim.accepted.high
     settled = (inside or outside or bool(failed)) if bounded else None
@@ -200,7 +206,7 @@ def _unmet(claim: Claim, measurements: Measurements) -> str:
         return ""
     quantity, accepted = claim.requires
     wrong = {seed: reading.value for seed, reading in _readings(quantity, measurements).items() if reading.value not in accepted}
-    shown = ", ".join(f"{value:.3g} at seed {seed}" for seed, value in wrong.items())
+    shown = ", ".join(f"{value:.3g}" if measurements.basis else f"{value:.3g} at seed {seed}" for seed, value in wrong.items())
     bound = f"at most {accepted.high:g}" if math.isfinite(accepted.high) else f"at least {accepted.low:g}"
     return f"needs {quantity.how} {bound}, has {shown}" if wrong else ""
 
@@ -211,7 +217,9 @@ def _missing(quantity: Quantity, measurements: Measurements) -> str:
     for condition, instrument in quantity.needs:
         if not any(measurements.lookup(seed)(condition, instrument) for seed in measurements.seeds):
             trained = any(name == condition for name, _ in measurements.sources)
-            absent.append(f"no {instrument} of {condition}" if trained else f"no run {condition}")
+            told = instrument.replace(OTHER, " of another seed").replace(READOUT, "readout into ")
+            unknown = f"no measurement of {condition}" if measurements.basis else f"no run {condition}"
+            absent.append(f"no {told} of {condition}" if trained else unknown)
     return ", ".join(dict.fromkeys(absent)) or "no seed has all the runs it compares"
 
 
@@ -247,20 +255,20 @@ def summary(area: Area, measurements: Measurements, verdicts: Sequence[Verdict])
             found[f"{kind}_{name}"] = count(verdict, kind)
     found["figures_off_pattern_held"] = len(differing(verdicts))
     found["unsettled"] = sum(item.settled is False for item in verdicts)
-    return found | {"finding": _finding(found)}
+    return found | {"finding": _finding(found, measurements.basis or f"At preset {measurements.preset}")}
 
 
-def _finding(found: Mapping[str, Any]) -> str:
+def _finding(found: Mapping[str, Any], basis: str) -> str:
     """One plain sentence; what did not reproduce comes first where it is the larger part."""
     measured = found["total"] - found["unmeasured"]
     if not measured:
-        return f"None of the {found['total']} claims is measured at preset {found['preset']}."
+        return f"None of the {found['total']} claims is measured {basis[:1].lower()}{basis[1:]}."
     patterns, figures = (found[f"{kind}_reproduced"] for kind in KINDS)
     out_of = {kind: found[f"{kind}_reproduced"] + found[f"{kind}_not_reproduced"] for kind in KINDS}
     left = f"; {found['unmeasured']} of {found['total']} claims are not measured" if found["unmeasured"] else ""
     held = found["figures_off_pattern_held"]
     beside = f" ({held} of the others with their pattern)" if held else ""
     return (
-        f"At preset {found['preset']}, {patterns} of {out_of['pattern']} measured patterns hold and {figures} of {out_of['figure']} "
+        f"{basis}, {patterns} of {out_of['pattern']} measured patterns hold and {figures} of {out_of['figure']} "
         f"measured figures agree{beside}{left}."
     )

@@ -22,6 +22,8 @@ from wallprobe.training.recipes import get_recipe
 BUNDLE = BUNDLED.parent / "measurements"
 TASK: Mapping[str, Any] = MappingProxyType({"name": "recurrence", "modulus": 17, "length": 16, "program_prior": 0.5})  # the seed's
 PAIR = "interchange-"  # an interchange is stored with its donor, under the receiver's name
+READOUT = "readout-"  # so is a readout; with the receiver's seed behind it where that is another
+OTHER = "@other"  # asks for the readout into whichever other seed's receiver there is
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Source:
     Attributes:
         name: condition and seed.
         weight_hash: of its weights.
-        where: "local" or "bundled".
+        where: "local", "bundled" or "published".
         path: its folder, None where only measurements are bundled.
         stored: bundled measurements by instrument.
     """
@@ -67,11 +69,15 @@ class Measurements:
         preset: the recipe's name.
         sources: the runs that count.
         left_out: runs of that preset that do not count, with why.
+        basis: what the ledger's finding says it was judged on; empty for the preset.
+        told: what a reader must know of the sources, a sentence each; empty for the usual words on runs.
     """
 
     preset: str
     sources: Mapping[tuple[str, int], Source]
     left_out: tuple[str, ...] = ()
+    basis: str = ""
+    told: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> list[int]:
@@ -85,12 +91,28 @@ class Measurements:
             source = self.sources.get((condition, seed))
             if source is None:
                 return None
+            if instrument.startswith(READOUT):
+                return self._readout(source, *instrument.removeprefix(READOUT).partition("@")[::2])
             if not instrument.startswith(PAIR):
                 return source.record(instrument)
             partner = self.sources.get((instrument.removeprefix(PAIR), seed))
             return None if partner is None else source.record(instrument, partner)
 
         return find
+
+    def _readout(self, source: Source, receiver: str, which: str) -> Record | None:
+        """A donor's readout into the receiver of its own seed (which is ""), of that very seed, or of the first other one that has it."""
+        own, partners = source.name.seed, dict[int, str]()
+        if which == OTHER[1:]:
+            partners = {seed: f"{READOUT}{receiver}@{seed}" for seed in self.seeds if seed != own}
+        else:
+            partners = {own: READOUT + receiver} if not which else {int(which): f"{READOUT}{receiver}@{which}"}
+        for seed, stored in partners.items():
+            partner = self.sources.get((receiver, seed))
+            record = None if partner is None else source.record(stored, partner)
+            if record is not None:
+                return record
+        return None
 
 
 def read_measurements(preset: str, root: Path | None = None, *, bundled: bool = True) -> Measurements:

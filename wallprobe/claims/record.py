@@ -97,12 +97,10 @@ def interval_text(item: Verdict) -> str:
 def accepted_text(accepted: Interval) -> str:
     """The accepted values in words."""
     if math.isinf(accepted.low):
-        return f"below {figure_text(accepted.high)}"
-    return (
-        f"above {figure_text(accepted.low)}"
-        if math.isinf(accepted.high)
-        else f"{figure_text(accepted.low)} to {figure_text(accepted.high)}"
-    )
+        return f"{'below' if accepted.open else 'at most'} {figure_text(accepted.high)}"
+    if math.isinf(accepted.high):
+        return f"{'above' if accepted.open else 'at least'} {figure_text(accepted.low)}"
+    return f"{figure_text(accepted.low)} to {figure_text(accepted.high)}"
 
 
 def settled_text(item: Verdict) -> str:
@@ -196,6 +194,9 @@ def _row(area: Area, item: Verdict) -> str:
 
 def _reading(measurements: Measurements) -> list[str]:
     """What the table is of: runs, intervals, kinds."""
+    kinds = "A pattern is an inequality, a figure a number with a band: the pattern may hold where the figure differs."
+    if measurements.told:
+        return [*measurements.told, kinds, "Intervals are the bootstrap over prompts."]
     sources = measurements.sources.values()
     counts = {where: sum(source.where == where for source in sources) for where in ("local", "bundled")}
     per_seed = (
@@ -203,7 +204,7 @@ def _reading(measurements: Measurements) -> list[str]:
     )
     return [
         f"Preset {measurements.preset}; {len(sources)} runs, {counts['local']} local and {counts['bundled']} bundled: {per_seed}.",
-        "A pattern is an inequality, a figure a number with a band: the pattern may hold where the figure differs.",
+        kinds,
         "Intervals are Student's over seeds where a claim was measured on two or more, else the bootstrap over the sequences or pairs of "
         "the one run; of a comparison of two runs, the bootstrap bounds are combined and so too wide. Unsettled: the interval does not "
         "lie on one side of the rule.",

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from wallprobe.claims.ledger import Area
-from wallprobe.claims.measurements import PAIR, Measurements, read_measurements
+from wallprobe.claims.measurements import PAIR, READOUT, Measurements, read_measurements
 from wallprobe.errors import CheckpointError
 from wallprobe.results import Result
 from wallprobe.runs import Run, RunName, default_root, open_run
@@ -29,6 +29,7 @@ INSTRUMENTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = MappingProxyType
         "geometry": ("wallprobe.hooks.geometry", "geometry", {}),
         "temperature": ("wallprobe.hooks.temperature", "temperature", {}),
         "calibration": ("wallprobe.hooks.calibration", "calibration", {}),
+        "rescue": ("wallprobe.hooks.rescue", "rescue", {}),
     }
 )
 
@@ -38,9 +39,9 @@ class Step:
     """One measurement to make.
 
     Attributes:
-        name: the run (of an interchange, the donor).
+        name: the run (of an interchange or readout, the donor).
         instrument: as stored, such as "eval" or "interchange-c0".
-        partner: the receiver of an interchange.
+        partner: the receiver of an interchange or readout.
     """
 
     name: RunName
@@ -104,6 +105,19 @@ def _steps(area: Area, wanted: list[RunName]) -> Iterator[Step]:
         for src, dst in area.pairs:
             if src == name.condition and (dst, name.seed) in trained:
                 yield Step(name, f"{PAIR}{dst}", RunName(dst, name.seed))
+        for src, dst in area.readouts:
+            if src == name.condition:
+                yield from _readouts(name, [RunName(condition, seed) for condition, seed in trained if condition == dst])
+
+
+def _readouts(donor: RunName, receivers: list[RunName]) -> Iterator[Step]:
+    """Into the receiver of the donor's own seed, and into that of the next seed, after the last the first."""
+    for receiver in receivers:
+        if receiver.seed == donor.seed:
+            yield Step(donor, f"{READOUT}{receiver.condition}", receiver)
+    others = sorted((receiver for receiver in receivers if receiver.seed != donor.seed), key=lambda run: (run.seed < donor.seed, run.seed))
+    if others:
+        yield Step(donor, f"{READOUT}{others[0].condition}@{others[0].seed}", others[0])
 
 
 def measure(step: Step, root: Path | None = None, device: str = "cpu") -> Path:
@@ -118,7 +132,8 @@ def measure(step: Step, root: Path | None = None, device: str = "cpu") -> Path:
     store = root or default_root()
     run = open_run(store / step.name.folder)
     if step.partner is not None:
-        result = _interchange(run, open_run(store / step.partner.folder), device)
+        pair = _readout if step.instrument.startswith(READOUT) else _interchange
+        result = pair(run, open_run(store / step.partner.folder), device)
     else:
         module, function, settings = INSTRUMENTS[step.instrument]
         instrument: Callable[..., Result] = getattr(importlib.import_module(module), function)
@@ -131,6 +146,13 @@ def _interchange(src: Run, dst: Run, device: str) -> Result:
     from wallprobe.hooks.interchange import Request, interchange
 
     return interchange(Request(str(src.path), str(dst.path), None), device=device)
+
+
+def _readout(src: Run, dst: Run, device: str) -> Result:
+    """Every depth, the last two indices, raw and aligned."""
+    from wallprobe.hooks.readout import Pair, readout
+
+    return readout([Pair(str(src.path), str(dst.path))], device=device)
 
 
 def measure_missing(

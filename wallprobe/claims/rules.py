@@ -29,6 +29,10 @@ RULES: Mapping[str, str] = MappingProxyType(
         "data and the length of the training here are not the seed's",
         "epoch": "the epoch at which something first happens: within one epoch of the seed's",
         "recovery": "a temperature recovers Bayes if it takes away 0.9 of a uniform guess's KL, as wallprobe temperature words it",
+        "printed figure": "derived from published measurements: recomputed from them, it must round to what is printed, half a unit "
+        "of the last digit either way",
+        "rough figure": "given as about (~): within a tenth",
+        "literal inequality": "as the text words it: every layer, every model, below 1, p below 0.05",
     }
 )
 
@@ -70,6 +74,17 @@ def fraction(low: float, high: float | None = None) -> Interval:
 def ratio(low: float, high: float | None = None) -> Interval:
     """Band of a ratio of two errors, given as a figure or a range."""
     return Interval(low / FACTOR, (low if high is None else high) * FACTOR)
+
+
+def printed(value: float, digit: float) -> Interval:
+    """What rounds to a printed value; `digit` is one unit of its last digit."""
+    slack = 1e-9 * digit  # a half in binary
+    return Interval(value - digit / 2 - slack, value + digit / 2 + slack)
+
+
+def about(value: float) -> Interval:
+    """Within a tenth."""
+    return Interval(0.9 * value, 1.1 * value)
 
 
 def reference(low: float, high: float | None = None) -> Interval:

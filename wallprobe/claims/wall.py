@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from wallprobe.claims import wall_axes, wall_conditions, wall_instruments
+from wallprobe.claims import wall_axes, wall_conditions, wall_instruments, wall_transfer
 from wallprobe.claims.ledger import Area
 from wallprobe.claims.wall_conditions import CONDITIONS, PUBLISHED
 
@@ -15,6 +15,7 @@ INSTRUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "geometry": ("c0",),
         "temperature": ("c0", "c1", "p5"),
         "calibration": ("c1", "p5"),
+        "rescue": ("c0",),
     }
 )
 
@@ -33,4 +34,4 @@ def area() -> Area:
     """The claims, in reading order, and what it takes to measure them."""
     claims = (*wall_conditions.claims(), *wall_axes.claims(), *wall_instruments.claims())
     title = "The wall between supervised and unsupervised positions (seed 000)"
-    return Area("wall", title, claims, CONDITIONS, wall_axes.AXES, wall_instruments.PAIRS, INSTRUMENTS)
+    return Area("wall", title, claims, CONDITIONS, wall_axes.AXES, wall_instruments.PAIRS, INSTRUMENTS, wall_transfer.PAIRS)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from wallprobe.claims import rules
+from wallprobe.claims import rules, wall_transfer
 from wallprobe.claims.ledger import Claim
 from wallprobe.claims.measurements import PAIR
 from wallprobe.claims.quantities import Quantity, Reading, Record, cell, highest, largest_cell, mean, number, summary
@@ -24,7 +24,7 @@ def claims() -> Iterator[Claim]:
     yield from _geometry()
     yield from _temperature()
     yield from _interchange()
-    yield from _rescue()
+    yield from wall_transfer.claims()
     yield from _reference()
 
 
@@ -242,27 +242,6 @@ def _interchange() -> Iterator[Claim]:
         "fraction",
         "probability",
     )
-
-
-def _rescue() -> Iterator[Claim]:
-    topic = "Writer-state rescue"
-    steps = (
-        ("none", "without help", 0.19),
-        ("embedding", "with the donor's embedding", 0.35),
-        ("block1", "with its state after block 1", 0.94),
-        ("block2", "with its state after block 2", 1.00),
-    )
-    for name, words, value in steps:
-        yield figure(
-            f"rescue.{name}",
-            topic,
-            f"Accuracy at a state-matched unsupervised index {words}.",
-            value,
-            None,
-            "fraction",
-            "accuracy",
-            note="no instrument here moves a writer's state",
-        )
 
 
 def _reference() -> Iterator[Claim]:

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def claims(
-    area: Annotated[str, typer.Argument(help="Whose claims: wall or audit.", metavar="AREA")],
+    area: Annotated[str, typer.Argument(help="Whose claims: wall, gains or audit.", metavar="AREA")],
     preset: Annotated[str | None, typer.Option(help="Recipe of the runs to judge by.", show_default="the area's")] = None,
     verdict: Annotated[
         str | None, typer.Option(help="Show only these: reproduced, 'not reproduced' or 'not measured'.", show_default="all")
@@ -37,7 +37,7 @@ def claims(
 
     wanted = parse_verdict(verdict)
     chosen = get_area(area)
-    measurements = chosen.read(preset or chosen.preset, runs)
+    measurements = chosen.read(preset or chosen.preset, results if chosen.from_results else runs)
     verdicts = judge_all(chosen, measurements)
     show(chosen, measurements, verdicts, results=results, wanted=wanted, markdown=markdown, json=json)
 

@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from wallprobe.results import Result
     from wallprobe.runs import Run
@@ -50,6 +50,11 @@ def progress() -> "Iterator[Progress]":
     console = err()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as view:
         yield view
+
+
+def show(view: "Progress", bar: "TaskID", done: int, total: int) -> None:
+    """Set a bar of a progress view."""
+    view.update(bar, completed=done, total=total)
 
 
 def measure_runs(

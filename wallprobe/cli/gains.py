@@ -1,21 +1,20 @@
 """`wallprobe gains`: how loud each sub-layer of a model is."""
 
-import math
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from wallprobe.hooks.gain_report import Settings
+    from wallprobe.hooks.prompt_sets import PromptSet
+    from wallprobe.models import Loaded
     from wallprobe.results import Result
-
-NARROW = 104  # columns below which the bars are left out
 
 
 def register(app: typer.Typer) -> None:
@@ -24,53 +23,165 @@ def register(app: typer.Typer) -> None:
 
 
 def gains(
-    models: Annotated[list[str], typer.Argument(help="Run names, hub ids, local folders or .gguf files.", metavar="MODEL...")],
-    prompts: Annotated[str | None, typer.Option(help="seed4 (default), single, or a text file, one prompt a line. Not for runs.")] = None,
-    gain: Annotated[str, typer.Option(help="sublayer, sublayer_unit, update_ratio or resid_ratio.")] = "sublayer",
+    models: reading.Models,
+    prompts: reading.Prompts = None,
+    column: reading.Column = None,
+    limit: reading.Limit = None,
+    gain: Annotated[str, typer.Option(help="sublayer, sublayer_unit, update_ratio, resid_ratio, jacobian or spectral.")] = "sublayer",
+    tokens: Annotated[str, typer.Option(help="ratio_of_means, mean_of_ratios, geomean or median.")] = "ratio_of_means",
+    positions: Annotated[str, typer.Option(help="What regime and L* are read from: all, no_sink, no_first or last.")] = "all",
+    fold: Annotated[bool, typer.Option("--fold", help="Fold norms into weights first: same logits, other gains.")] = False,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="One block in memory at a time.", show_default="where it does not fit")
+    ] = None,
+    max_ram: Annotated[str | None, typer.Option(help="Memory to stay within, such as 8GiB.", show_default="4/5 of what is free")] = None,
+    l_star: Annotated[
+        bool, typer.Option("--l-star", help="Also measure the bottleneck by entropy, rank and trace (as flow and maps do).")
+    ] = False,
+    norms: Annotated[bool, typer.Option("--norms", help="Also print norms, angles, nets and sinks' shares.")] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="Also fit the scaling law through these models (three or more sizes).")] = False,
     device: common.Device = "auto",
     runs: common.Runs = None,
     results: common.Results = None,
     json: common.Json = False,
 ) -> None:
     """Gain of every attention and MLP sub-layer, with and without attention-sink tokens."""
-    from wallprobe import models as loading
-    from wallprobe.hooks import gain_math
-    from wallprobe.hooks.gains import gains as measure
-    from wallprobe.hooks.prompt_sets import prompt_set, read_texts
+    from wallprobe.cli import gains_tables as tables
+    from wallprobe.cli.scaling import report as report_scaling
+    from wallprobe.hooks import scaling
+    from wallprobe.hooks.gain_report import Settings
+    from wallprobe.hooks.prompt_sets import read_texts
+    from wallprobe.hooks.streaming import default_budget, parse_size
 
-    gain_math.get_definition(gain)
+    settings = Settings.make(gain, tokens, positions)
     if prompts is not None:
-        read_texts(prompts)  # a bad file is told before half a minute of loading
+        read_texts(prompts, column, limit)  # a bad file is told before half a minute of loading
+    sources = prompts, column, limit
+    room = Room(stream, parse_size(max_ram) if max_ram else default_budget(), results, l_star)
+    measured = _measure(models, settings, sources, room, fold=fold, device=device, runs=runs)
+    _note_copies(measured)
+    law = scaling.scaling(scaling.points_of(measured)) if fit else None
+    folders = [result.save(results) for result in measured]
+    if json:
+        told = common.together(measured, "model")
+        common.print_json(told if law is None else told | {"scaling": law.to_json()})
+        return
+    console = common.out()
+    for result, folder in zip(measured, folders, strict=True):
+        tables.report(console, result, str(folder), norms)
+    if len(measured) > 1:
+        console.print(tables.comparison(measured))
+    if law is not None:
+        report_scaling(console, law, law.save(results))
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much memory a model may take: whether to stream (None: where it does not fit), the budget in bytes, and where to keep state."""
+
+    stream: bool | None
+    budget: int | None
+    results: Path | None
+    l_star: bool = False
+
+    def streams(self, name: str) -> bool:
+        """Whether this model is to be streamed."""
+        from wallprobe.hooks.streaming import BASE
+        from wallprobe.streamed import size_in_memory
+
+        if self.stream is not None or self.budget is None:
+            return bool(self.stream)
+        size = size_in_memory(name)
+        return size is not None and size + BASE > self.budget
+
+
+def _measure(
+    names: list[str],
+    settings: "Settings",
+    sources: tuple[str | None, str | None, int | None],
+    room: Room,
+    *,
+    fold: bool,
+    device: str,
+    runs: Path | None,
+) -> "list[Result]":
+    """Every model in turn, under one progress view."""
+    from wallprobe import models as loading
+    from wallprobe.folding import folded
+    from wallprobe.hooks.gains import gains as measure
+    from wallprobe.hooks.prompt_sets import prompt_set
+
     place = loading.pick_device(device)
     measured = []
+    source, column, limit = sources
     with common.progress() as view:
-        for name in models:
+        for name in names:
             bar = view.add_task(f"load {_short(name)}", total=None)
+            if room.streams(name):
+                measured.append(_stream(name, settings, sources, room, fold, view, bar))
+                continue
             loaded = loading.load(name, place, runs)
-            chosen = prompt_set(loaded, prompts)
+            chosen = prompt_set(loaded, source, column=column, limit=limit)
+            loaded = folded(loaded) if fold else loaded
             view.update(bar, description=f"gains {_short(name)}", total=len(chosen.tokens), completed=0)
-            measured.append(measure(loaded, chosen, gain, on_progress=_follow(view, bar)))
+            ways = settings.definition.name, settings.tokens, settings.positions
+            result = measure(loaded, chosen, *ways, on_progress=reading.follower(view, bar))
+            measured.append(_everywhere(result, loaded, chosen, room.results) if room.l_star else result)
             del loaded
+    return measured
+
+
+def _everywhere(result: "Result", loaded: "Loaded", chosen: "PromptSet", results: Path | None) -> "Result":
+    """The same with the bottleneck by every rule; the Results that say so are stored beside."""
+    from wallprobe.hooks.flow import flow
+    from wallprobe.hooks.sheaf import maps
+
+    found: dict[str, object] = {}
+    for other in (flow(loaded, chosen), maps(loaded, chosen)):
+        other.save(results)
+        found |= {key: value for key, value in other.summary.items() if key.startswith("l_star_") and result.summary.get(key) is None}
+    return replace(result, summary=result.summary | found)
+
+
+def _stream(
+    name: str,
+    settings: "Settings",
+    sources: tuple[str | None, str | None, int | None],
+    room: Room,
+    fold: bool,
+    view: "Progress",
+    bar: "TaskID",
+) -> "Result":
+    """One model block by block, the memory it will take said beforehand."""
+    from wallprobe.errors import ConfigError
+    from wallprobe.hooks.prompt_sets import encode
+    from wallprobe.hooks.streaming import GIB, check_budget, check_definition, stream_gains
+    from wallprobe.results import default_root
+    from wallprobe.streamed import open_streamed
+
+    if fold:
+        raise ConfigError("--fold needs the whole model in memory; leave --stream out, --gain sublayer_unit has the folded gains")
+    if room.l_star:
+        raise ConfigError("--l-star needs the whole model in memory; leave --stream or --l-star out")
+    check_definition(settings)
+    model = open_streamed(name)
+    try:
+        chosen = encode(name, model.tokenizer, model.context, model.vocabulary, *sources)
+        needed, whole = check_budget(model, chosen, room.budget), 4 * model.n_params
+        told = f"streaming {_short(name)}: about {needed / GIB:.2f} GiB of memory, whole it would take {whole / GIB:.2f}"
+        common.err().print(told, soft_wrap=True, markup=False)
+        view.update(bar, description=f"stream {_short(name)} (blocks)", total=model.n_layers, completed=0)
+        state = (room.results or default_root()) / ".streams" / f"{_short(name)}-{chosen.data_hash[:12]}"
+        return stream_gains(model, chosen, settings, state=state, max_ram=room.budget, on_progress=reading.follower(view, bar))
+    finally:
+        model.close()
+
+
+def _note_copies(measured: "list[Result]") -> None:
     for same in _same_weights(measured):
         common.err().print(
             f"note: {', '.join(same)} have identical weights (one SHA-256); comparing them says nothing", soft_wrap=True, markup=False
         )
-    folders = [result.save(results) for result in measured]
-    if json:
-        common.print_json(common.together(measured, "model"))
-        return
-    console = common.out()
-    for result, folder in zip(measured, folders, strict=True):
-        _report(console, result, str(folder))
-    if len(measured) > 1:
-        console.print(_comparison(measured))
-
-
-def _follow(view: "Progress", bar: "TaskID") -> "Callable[[int, int], None]":
-    def follow(done: int, total: int) -> None:
-        view.update(bar, completed=done, total=total)
-
-    return follow
 
 
 def _same_weights(measured: "list[Result]") -> list[list[str]]:
@@ -85,76 +196,3 @@ def _same_weights(measured: "list[Result]") -> list[list[str]]:
 def _short(name: str) -> str:
     """The last part of a path."""
     return name.rstrip("/").rpartition("/")[2] or name
-
-
-def _figure(value: Any) -> str:
-    """Three significant digits, without exponents; a dash for what is not known."""
-    if value is None or math.isnan(value):
-        return "-"
-    digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(digits, 4)}f}"
-
-
-def _with_interval(record: dict[str, Any], name: str) -> str:
-    low, high = record[f"{name}_low"], record[f"{name}_high"]
-    interval = "" if low is None else rf" [dim]\[{_figure(low)}, {_figure(high)}][/dim]"
-    return _figure(record[name]) + interval
-
-
-def _bar(value: float | None, scale: float, half: int = 8) -> str:
-    """A bar from the middle, on a log scale: left of it the sub-layer is quieter than what it reads, right of it louder."""
-    if value is None or value <= 0:
-        return ""
-    length = min(half, round(half * abs(math.log(value)) / scale))
-    blocks = "█" * length
-    left, right = (blocks.rjust(half), " " * half) if value < 1 else (" " * half, blocks.ljust(half))
-    return f"[cyan]{left}[/cyan]│[yellow]{right}[/yellow]"
-
-
-def _report(console: "Console", result: "Result", folder: str) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    summary, records = result.summary, result.values
-    title = f"Gains of {escape(result.manifest['subject'])}: {summary['definition']} = {escape(result.manifest['formula'])}"
-    caption = f"{summary['n_prompts']} prompts ({escape(summary['prompts'])}); 95 % interval over prompts; no first token added"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for head in ("layer", "attention", "MLP", "attention\nno sinks", "MLP\nno sinks", "|x|"):
-        table.add_column(head, justify="right", no_wrap=True)
-    wide = console.width >= NARROW
-    if wide:
-        table.add_column("MLP: quieter │ louder", no_wrap=True)
-    logs = [abs(math.log(record["mlp_gain"])) for record in records if record["mlp_gain"]]
-    for record in records:
-        cells = [str(record["layer"]), _with_interval(record, "attn_gain"), _with_interval(record, "mlp_gain")]
-        cells += [_figure(record[name]) for name in ("attn_gain_no_sink", "mlp_gain_no_sink", "resid_pre_norm")]
-        table.add_row(*cells, *([_bar(record["mlp_gain"], max([*logs, 1e-9]))] if wide else []))
-    console.print(table)
-    lines = [
-        f"below 1, all positions:  attention {summary['attn_contracting']}, MLP {summary['mlp_contracting']}",
-        f"below 1, without sinks:  attention {summary['attn_contracting_no_sink'] or '-'}, MLP {summary['mlp_contracting_no_sink'] or '-'}",
-        f"final MLP gain:          {_figure(summary['final_mlp_gain'])}, without sinks {_figure(summary['final_mlp_gain_no_sink'])}",
-        f"sinks:                   {summary['sinks']}",
-        f"residual identity error: {summary['residual_identity_error']:.1e} of the norm",
-    ]
-    for line in [*lines, summary["finding"], f"stored in {folder}"]:
-        console.print(escape(line), soft_wrap=True)
-    console.print()
-
-
-def _comparison(measured: "list[Result]") -> Any:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title="Compared", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("model")
-    for head in ("layers", "attention < 1", "MLP < 1", "final MLP", "final MLP\nno sinks", "sinks"):
-        table.add_column(head, justify="right")
-    for result in measured:
-        summary = result.summary
-        counts = [str(summary[key]) for key in ("n_layers", "attn_contracting", "mlp_contracting")]
-        finals = [_figure(summary[key]) for key in ("final_mlp_gain", "final_mlp_gain_no_sink")]
-        table.add_row(escape(str(result.manifest["subject"])), *counts, *finals, str(summary["n_sinks"]))
-    return table

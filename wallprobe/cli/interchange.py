@@ -7,15 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, prompting
 from wallprobe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from wallprobe.hooks.interchange import Request
     from wallprobe.hooks.sweep_report import SweepRequest
     from wallprobe.results import Result
+
+Layer = Annotated[str | None, typer.Option(help="Layer, list of layers (0,3,5), or all.", show_default="3, with --sweep or --prompts all")]
+Index = Annotated[
+    str | None,
+    typer.Option(help="Index or list of indices to patch, one at a time.", show_default="the last two, with --sweep or --prompts all"),
+]
+Site = Annotated[
+    str | None,
+    typer.Option(
+        help="resid_pre, resid_mid, resid_post, attn_out, mlp_out, z; with --sweep or --prompts a list, or all.",
+        show_default="resid_pre, with --sweep all",
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(help="JSON Lines file of prompt pairs (clean, corrupt, answer, wrong): src and dst are then language models."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -24,24 +39,21 @@ def register(app: typer.Typer) -> None:
 
 
 def interchange(
-    src: Annotated[str, typer.Option(help="Donor run; with --sweep a list (p5,c1).")],
-    dst: Annotated[str, typer.Option(help="Receiving run; with --sweep a list.")],
-    layer: Annotated[str | None, typer.Option(help="Layer, list of layers (0,3,5), or all.", show_default="3, with --sweep all")] = None,
-    index: Annotated[
-        str | None,
-        typer.Option(help="Index or list of indices to patch, one at a time.", show_default="the last two, with --sweep all"),
-    ] = None,
-    site: Annotated[
-        str | None,
-        typer.Option(
-            help="resid_pre, resid_mid, resid_post, attn_out, mlp_out, z; with --sweep a list.",
-            show_default="resid_pre, with --sweep all",
-        ),
-    ] = None,
+    src: Annotated[str, typer.Option(help="Donor run; with --sweep a list (p5,c1). With --prompts a folder, .gguf file or hub id.")],
+    dst: Annotated[str, typer.Option(help="Receiving run or model; with --sweep a list of runs.")],
+    layer: Layer = None,
+    index: Index = None,
+    site: Site = None,
+    prompts: Prompts = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Every layer, index and site of every pair of src and dst.")] = False,
     align: Annotated[str, typer.Option(help="none, procrustes or ridge: fit src's basis to dst's first.")] = "none",
+    subspace: Annotated[
+        str | None, typer.Option(help="Patch only the component in a span: probes:a,b, pca:8 or random:8.", show_default="the whole state")
+    ] = None,
     pairs: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
-    budget: Annotated[float, typer.Option(help="GiB that a sweep's patched states may take.", min=0.01)] = 1.0,
+    budget: Annotated[float, typer.Option(help="GiB that a sweep's tensors may take beside the weights.", min=0.01)] = 1.0,
+    backend: Annotated[str, typer.Option(help="hooks, or nnsight (one layer; needs the extra 'remote').")] = "hooks",
+    remote: Annotated[str, typer.Option(help="With nnsight none, or local: the way it would go to NDIF, run here.")] = "none",
     seed: Annotated[int, typer.Option(help="Seed of pairs and controls.")] = 0,
     device: common.Device = "auto",
     runs: common.Runs = None,
@@ -51,23 +63,47 @@ def interchange(
     """Put src's activation into dst and read whose answer comes out: dst's own, the donor's rule, or the donor's prediction."""
     from wallprobe import models
     from wallprobe.hooks.interchange import Request, parse_layers, parse_numbers
-    from wallprobe.hooks.sweep_report import SweepRequest
+    from wallprobe.hooks.remote import check as check_backend
 
-    chosen = None if index is None or (sweep and index == "all") else parse_numbers(index, "index")
+    check_backend(backend, remote)
+    if subspace is not None and (sweep or prompts is not None):
+        left = "--sweep out, with --layer all if you like" if sweep else "--prompts out: spans are fitted on runs"
+        raise ConfigError(f"--subspace {subspace} is for one pair and site at a time; leave {left}")
+    if prompts is not None:
+        more = {"seed": seed, "budget": budget, "backend": backend, "remote": remote}
+        asked = prompting.request_of(src, dst, prompts, layer, index, site, sweep=sweep, align=align, **more)
+        prompting.measure(asked, models.pick_device(device), results, json)
+        return
+    if remote != "none":
+        raise ConfigError(f"--remote {remote} is for language models on --prompts: a remote machine does not have runs")
     if sweep:
-        sites = models.SITES if site in (None, "all") else tuple(str(site).split(","))
-        requests = [
-            SweepRequest(donor, receiver, parse_layers(layer or "all"), chosen, sites, align, pairs, seed, budget)
-            for donor in src.split(",")
-            for receiver in dst.split(",")
-        ]
-        _sweep(requests, models.pick_device(device), runs, results, json)
+        if backend != "hooks":
+            raise ConfigError(f"--backend {backend} runs one cell at a time; leave --sweep out, or the backend")
+        _sweep(_grid(src, dst, layer, index, site, align, pairs, seed, budget), models.pick_device(device), runs, results, json)
         return
     for what, given in (("src", src), ("dst", dst), ("site", site or "")):
         if "," in given:
             raise ConfigError(f"--{what} {given} is a list; give one, or --sweep for all of them")
-    request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed)
+    chosen = None if index is None else parse_numbers(index, "index")
+    request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed, subspace, backend)
     _one(request, models.pick_device(device), runs, results, json)
+
+
+def _grid(
+    src: str, dst: str, layer: str | None, index: str | None, site: str | None, align: str, pairs: int, seed: int, budget: float
+) -> "list[SweepRequest]":
+    """A request for every pair of runs."""
+    from wallprobe import models
+    from wallprobe.hooks.interchange import parse_layers, parse_numbers
+    from wallprobe.hooks.sweep_report import SweepRequest
+
+    indices = None if index in (None, "all") else parse_numbers(str(index), "index")
+    sites = models.SITES if site in (None, "all") else tuple(str(site).split(","))
+    return [
+        SweepRequest(donor, receiver, parse_layers(layer or "all"), indices, sites, align, pairs, seed, budget)
+        for donor in src.split(",")
+        for receiver in dst.split(",")
+    ]
 
 
 def _one(request: "Request", device: str, runs: "Path | None", results: "Path | None", json: bool) -> None:
@@ -80,7 +116,7 @@ def _one(request: "Request", device: str, runs: "Path | None", results: "Path | 
             request,
             root=runs,
             device=device,
-            on_cell=lambda done, total: view.update(bar, completed=done, total=total),
+            on_cell=partial(common.show, view, bar),
         )
     stored = result.save(results)
     if json:
@@ -103,7 +139,7 @@ def _sweep(requests: "Sequence[SweepRequest]", device: str, runs: "Path | None",
     with common.progress() as view:
         for request in requests:
             bar = view.add_task(f"{request.src} to {request.dst}", total=None)
-            made.append(sweep(request, root=runs, device=device, on_cell=partial(_show, view, bar)))
+            made.append(sweep(request, root=runs, device=device, on_cell=partial(common.show, view, bar)))
             made[-1].save(results)
     if json:
         common.print_json(made[0].to_json() if len(made) == 1 else {"kind": "sweeps", "sweeps": [result.to_json() for result in made]})
@@ -115,15 +151,11 @@ def _sweep(requests: "Sequence[SweepRequest]", device: str, runs: "Path | None",
     engine, budget = made[0].manifest["engine"], made[0].manifest["config"]["budget"]
     apart = max(result.manifest["engine"]["largest_difference"] for result in made)
     out.print(
-        f"L: layer, i: index; random: with a random donor there. Patched states within {budget:g} GiB. In each sweep "
+        f"L: layer, i: index; random: with a random donor there. Within {budget:g} GiB beside the weights. In each sweep "
         f"{engine['checked_cells']} cells were run whole as well: at most {apart:.1g} apart in log-probability; self-patches changed 0.",
         soft_wrap=True,
     )
     out.print("[dim]stored; see them: wallprobe gallery --open[/dim]", soft_wrap=True)
-
-
-def _show(view: "Progress", bar: "TaskID", done: int, total: int) -> None:
-    view.update(bar, completed=done, total=total)
 
 
 def _sites(result: "Result") -> Any:
@@ -147,7 +179,14 @@ def _sites(result: "Result") -> Any:
 
 
 SHIFTS = (("import", "the donor's answer"), ("rule", "its rule"))
-CONTROLS = (("raw", "unaligned"), ("random", "random donor"), ("mismatched", "other donor"), ("norm", "random vector"))
+CONTROLS = (
+    ("raw", "unaligned"),
+    ("random", "random donor"),
+    ("mismatched", "other donor"),
+    ("norm", "random vector"),
+    ("span", "random span"),
+    ("whole", "whole state"),
+)
 
 
 def _table(result: "Result") -> Any:
@@ -155,7 +194,8 @@ def _table(result: "Result") -> Any:
     from rich.table import Table
 
     attrs, brief = result.data.attrs, len(result.values) > 4
-    title = f"{attrs['src']} -> {attrs['dst']}, {attrs['site']}: probability of three answers at index {attrs['read_index']}"
+    inside = f" in {attrs['subspace']}" if "subspace" in attrs else ""
+    title = f"{attrs['src']} -> {attrs['dst']}, {attrs['site']}{inside}: probability of three answers at index {attrs['read_index']}"
     table = Table(title=title, title_justify="left")
     table.add_column("layer", justify="right")
     table.add_column("index", justify="right")
@@ -199,5 +239,16 @@ def _reading(result: "Result") -> str:
         )
         fitted = "" if record["alignment_r2"] is None else f"; alignment held-out R^2 {record['alignment_r2']:.3f}"
         kl = f"KL to the donor's prediction {record['base_kl_to_donor']:.2f} -> {record['kl_to_donor']:.2f} nats"
-        lines.append(f"index {record['index']} at layer {record['layer']}: shift {shift}; {kl}{fitted}")
+        lines.append(f"index {record['index']} at layer {record['layer']}: shift {shift}; {kl}{fitted}{_span(record)}")
     return "\n".join(lines)
+
+
+def _span(record: dict[str, Any]) -> str:
+    """How large the subspace is there, and what its probes read."""
+    if record.get("subspace_dims") is None:
+        return ""
+    read = "" if record["probe_accuracy"] is None else f", its probes right in {record['probe_accuracy']:.2f} of held-out sequences"
+    return (
+        f"; span of {record['subspace_dims']:.0f} dimensions with {record['subspace_variance']:.0%} of the variance "
+        f"(random span {record['span_variance']:.0%}){read}"
+    )

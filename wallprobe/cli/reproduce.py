@@ -38,10 +38,13 @@ def reproduce(
     from wallprobe.claims.ledger import get_area, judge_all
     from wallprobe.claims.measurements import read_measurements
     from wallprobe.cli.claims import show
+    from wallprobe.errors import ConfigError
     from wallprobe.training.compiler import wants_compile
     from wallprobe.training.sweep import parse_seeds
 
     chosen, place = get_area(area), models.pick_device(device)
+    if chosen.from_results:
+        raise ConfigError(f"'{area}' trains nothing; measure models (wallprobe gains MODEL...), then: wallprobe claims {area}")
     preset = preset or chosen.preset
     if chosen.audits is not None:
         _audit(chosen, parse_seeds(seeds), runs, jobs)

@@ -21,6 +21,10 @@ KINDS = {
     "temperature": ("Temperature", "Can any temperature recover the exact answer?"),
     "geometry": ("Geometry", "Where do the states behind the wall lie?"),
     "gains": ("Gains", "How loud is each layer?"),
+    "scaling": ("Scaling law", "Does the last MLP grow louder with size, and how sure is that?"),
+    "flow": ("Flow", "What would the model say after each layer?"),
+    "maps": ("Restriction maps", "Does attention shrink what it carries?"),
+    "rescale": ("Scaled sub-layers", "Does the loud layer matter?"),
     "audit": ("Audit", "Is that alignment figure a measurement at all?"),
     "attention": ("Attention", "Where does each head look?"),
 }

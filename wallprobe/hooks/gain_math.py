@@ -14,6 +14,7 @@ from torch import Tensor
 from wallprobe.errors import UnknownNameError
 
 SINK_FACTOR = 10.0
+DEFAULT = "sublayer"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Norms:
         mlp_out: M, what the MLP adds.
         mlp_sum: `mlp_read` + M.
         resid_post: x + A + M.
+        update: A + M.
         attn_mlp_cosine: between A and M.
         mlp_resid_cosine: between M and the residual its branch reads; near -1 where the MLP erases.
         identity_error: |x + A + M - x'| over the largest of the four norms.
@@ -44,6 +46,7 @@ class Norms:
     mlp_out: Float[Tensor, "layer token"]
     mlp_sum: Float[Tensor, "layer token"]
     resid_post: Float[Tensor, "layer token"]
+    update: Float[Tensor, "layer token"]
     attn_mlp_cosine: Float[Tensor, "layer token"]
     mlp_resid_cosine: Float[Tensor, "layer token"]
     identity_error: Float[Tensor, "layer token"]
@@ -67,13 +70,17 @@ class Definition:
         name: what `--gain` calls it.
         formula: for tables and manifests.
         against: what the output is held against, in words.
-        terms: (norms, d_model) -> numerators and denominators.
+        terms: (norms, d_model) -> numerators and denominators; None where they do not come from norms.
+        source: "norms" of one forward pass, "tangents" of it, or the "weights" alone.
+        power: of the terms: 2 where they are squares, and the gain is the root of their ratio.
     """
 
     name: str
     formula: str
     against: str
-    terms: Callable[[Norms, int], Terms]
+    terms: Callable[[Norms, int], Terms] | None
+    source: str = "norms"
+    power: int = 1
 
 
 def _unit(norms: Norms, d_model: int) -> Terms:
@@ -103,6 +110,21 @@ DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
                 "|x + out| / |x|, x the residual that branch reads",
                 "the residual before the addition, the residual after it being the output",
                 lambda norms, _: Terms(norms.attn_sum, norms.resid_pre, norms.mlp_sum, norms.mlp_read),
+            ),
+            Definition(
+                "jacobian",
+                "sqrt(E|Jv|^2 / E|v|^2), J of residual -> out with the norm in it",
+                "a random change of the residual",
+                None,
+                source="tangents",
+                power=2,
+            ),
+            Definition(
+                "spectral",
+                "largest over heads of sigma_max(W_O W_V); sigma_max(W_out) sigma_max(W_in)",
+                "the weights alone, no token seen",
+                None,
+                source="weights",
             ),
         )
     }
@@ -135,11 +157,68 @@ def sinks(norms: Norms) -> Bool[Tensor, " token"]:
     return times_median(norms) > SINK_FACTOR
 
 
-def ratio_of_means(
-    over: Float[Tensor, "layer token"], under: Float[Tensor, "layer token"], keep: Bool[Tensor, " token"]
+Reduction = Callable[[Float[Tensor, "layer token"], Float[Tensor, "layer token"]], Float[Tensor, " layer"]]
+# How tokens become one figure a prompt: of numerators and denominators, only the tokens that count.
+REDUCTIONS: Mapping[str, tuple[str, Reduction]] = MappingProxyType(
+    {
+        "ratio_of_means": ("ratio of token means (the seed's)", lambda over, under: over.mean(dim=-1) / under.mean(dim=-1)),
+        "mean_of_ratios": ("mean over tokens of each one's ratio", lambda over, under: (over / under).mean(dim=-1)),
+        "geomean": ("geometric mean over tokens of each one's ratio", lambda over, under: (over / under).log().mean(dim=-1).exp()),
+        "median": ("median over tokens of each one's ratio", lambda over, under: (over / under).quantile(0.5, dim=-1)),
+    }
+)
+# suffix of a variable -> which tokens count
+POSITIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "all": "all positions",
+        "no_sink": "without sink tokens",
+        "no_first": "without the first token",
+        "last": "the last token alone",
+    }
+)
+
+
+def get_reduction(name: str) -> tuple[str, Reduction]:
+    """What a reduction is in words, and the function.
+
+    Raises:
+        UnknownNameError: if there is none of that name.
+    """
+    if name not in REDUCTIONS:
+        raise UnknownNameError(f"no token reduction named '{name}'; there are: {', '.join(REDUCTIONS)}")
+    return REDUCTIONS[name]
+
+
+def get_positions(name: str) -> str:
+    """What a choice of positions is in words.
+
+    Raises:
+        UnknownNameError: if there is none of that name.
+    """
+    if name not in POSITIONS:
+        raise UnknownNameError(f"no positions named '{name}'; there are: {', '.join(POSITIONS)}")
+    return POSITIONS[name]
+
+
+def keeps(norms: Norms) -> dict[str, Bool[Tensor, " token"]]:
+    """Which tokens of a prompt each choice of positions keeps."""
+    sink = sinks(norms)
+    place = torch.arange(len(sink))
+    return {"all": torch.ones_like(sink), "no_sink": ~sink, "no_first": place > 0, "last": place == len(sink) - 1}
+
+
+def reduce(
+    reduction: Reduction,
+    over: Float[Tensor, "layer token"],
+    under: Float[Tensor, "layer token"],
+    keep: Bool[Tensor, " token"],
+    power: int = 1,
 ) -> Float[Tensor, " layer"]:
-    """mean_t over / mean_t under over the kept tokens, the seed's reduction; NaN if none is kept."""
-    return over[:, keep].mean(dim=-1) / under[:, keep].mean(dim=-1)
+    """One figure a layer from the kept tokens, NaN if none is kept; the root of the given power is taken last."""
+    if not bool(keep.any()):
+        return torch.full((len(over),), torch.nan, dtype=over.dtype)
+    found = reduction(over[:, keep], under[:, keep])
+    return found if power == 1 else found ** (1 / power)
 
 
 def share(over: Float[Tensor, "layer token"], chosen: Bool[Tensor, " token"]) -> Float[Tensor, " layer"]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wallprobe import models
 from wallprobe.errors import ConfigError, InstrumentError
-from wallprobe.hooks import alignment, cache
+from wallprobe.hooks import alignment, cache, remote, subspaces
 from wallprobe.hooks.interchange_report import Cell, make_result
 from wallprobe.hooks.interventions import Intervention, NormMatched, OtherDonor, Swap
 from wallprobe.manifest import Stopwatch
@@ -43,6 +43,8 @@ class Request:
         align: "none", "procrustes" or "ridge".
         pairs: pairs drawn; those whose three answers coincide, or whose donor shows no rule, are dropped.
         seed: of pairs, controls and bootstrap.
+        subspace: None for the whole state, else what `subspaces.parse` reads: only the component in it is patched.
+        backend: "hooks" (transformer-lens), or "nnsight".
     """
 
     src: str
@@ -53,6 +55,8 @@ class Request:
     align: str = "none"
     pairs: int = 1000
     seed: int = 0
+    subspace: str | None = None
+    backend: str = "hooks"
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,10 @@ def draw_pairs(task: RecurrenceTask, horizon: int, count: int, seed: int) -> Pai
     order = torch.randperm(len(own), generator=rng)
     shuffled = torch.empty_like(order)
     shuffled[order] = order.roll(1)
-    return Pairs(*tokens, rule, imported, own, shuffled, _mismatched(imported, shuffled))
+    return Pairs(*tokens, rule, imported, own, shuffled, mismatched(imported, shuffled))
 
 
-def _mismatched(imported: Tensor, order: Tensor) -> Tensor:
+def mismatched(imported: Tensor, order: Tensor) -> Tensor:
     """Like `order`, but each walks on along it to the first donor whose answer is not its own donor's."""
     chosen = order.clone()
     for _ in range(len(order)):
@@ -123,6 +127,7 @@ def interchange(
         InstrumentError: if a hook did not fire exactly once, a patch changed nothing, or the self-patch changed something.
     """
     watch = Stopwatch()
+    remote.check(request.backend)
     runs = resolve_run(request.src, root), resolve_run(request.dst, root)
     request, task, horizon = resolve(request, *runs)
     assert request.layers is not None
@@ -132,28 +137,45 @@ def interchange(
     fit_tokens = task.sample(FIT_SEQUENCES, generator(request.seed, "alignment")).tokens[:, :horizon]
 
     src = models.load_run(runs[0], device)
-    donor, donor_log = observe(src, pairs.donor, list(names.values()), request.indices, horizon)
+    _check_hooks(src, list(names.values()))
+    donor, donor_log = observe(src, pairs.donor, list(names.values()), request.indices, horizon, _tracer(request, src))
     fit_src = cache.capture(src, fit_tokens, list(names.values()), keep=request.indices) if request.align != "none" else {}
     del src
 
     dst = models.load_run(runs[1], device)
-    base, base_log = observe(dst, pairs.base, list(names.values()), request.indices, horizon)
+    _check_hooks(dst, list(names.values()))
+    tracer = _tracer(request, dst)
+    base, base_log = observe(dst, pairs.base, list(names.values()), request.indices, horizon, tracer)
     fit_dst = cache.capture(dst, fit_tokens, list(names.values()), keep=request.indices) if request.align != "none" else {}
+    spans = _spans(request, dst, task)
 
     cells: dict[tuple[int, int], Cell] = {}
     for layer, name in names.items():
         for slot, index in enumerate(request.indices):
             fitted = alignment.fit(request.align, fit_src[name][:, slot], fit_dst[name][:, slot]) if fit_src else None
-            patcher = Patcher(dst, pairs.base, name, index, base[name][:, slot], base_log, horizon)
-            cells[layer, index] = measure(patcher, donor[name][:, slot], pairs, request.seed, fitted)
+            patcher = Patcher(dst, pairs.base, name, index, base[name][:, slot], base_log, horizon, tracer)
+            cells[layer, index] = measure(patcher, donor[name][:, slot], pairs, request.seed, fitted, spans.get((layer, index)))
             if on_cell is not None:
                 on_cell(len(cells), len(names) * len(request.indices))
     return make_result(asdict(request), runs, task, horizon, pairs, cells, base_log, donor_log, device, watch)
 
 
+def _spans(request: Request, dst: models.Loaded, task: RecurrenceTask) -> dict[tuple[int, int], subspaces.Fitted]:
+    """The subspace at every cell, in dst's basis; none where whole states are patched."""
+    if request.subspace is None:
+        return {}
+    assert request.layers is not None
+    assert request.indices is not None
+    drawn = subspaces.draw(task, request.seed)
+    states = subspaces.observe(dst, drawn, request.layers, request.indices, request.site)
+    return subspaces.fit(subspaces.parse(request.subspace), states, drawn, task, request.seed)
+
+
 def resolve(request: Request, src: Run, dst: Run) -> tuple[Request, RecurrenceTask, int]:
     """Check the request against both runs and fill in its defaults."""
     models.hook_name(0, request.site)
+    if request.subspace is not None:
+        subspaces.parse(request.subspace)
     if request.align not in alignment.ALIGNMENTS:
         raise ConfigError(f"--align {request.align} is none of {', '.join(alignment.ALIGNMENTS)}")
     for what in ("task", "horizon"):
@@ -190,8 +212,29 @@ def resolve(request: Request, src: Run, dst: Run) -> tuple[Request, RecurrenceTa
     return replace(request, layers=layers, indices=indices), RecurrenceTask.from_manifest(dst.manifest["task"]), horizon
 
 
+def _tracer(request: Request, loaded: models.Loaded) -> remote.Tracer | None:
+    return remote.Tracer(loaded.name, loaded.model) if request.backend == "nnsight" else None
+
+
+def _check_hooks(loaded: models.Loaded, names: Sequence[str]) -> None:
+    """Refuse hook names that the model does not have, before it computes anything.
+
+    Raises:
+        InstrumentError: naming them.
+    """
+    hooks: Any = loaded.model
+    missing = [name for name in names if name not in hooks.hook_dict]
+    if missing:
+        raise InstrumentError(f"{loaded.name} has no hook {', '.join(missing)}; choose another --site")
+
+
 def observe(
-    loaded: models.Loaded, tokens: Int[Tensor, "pair index"], names: Sequence[str], indices: Sequence[int], horizon: int
+    loaded: models.Loaded,
+    tokens: Int[Tensor, "pair index"],
+    names: Sequence[str],
+    indices: Sequence[int],
+    horizon: int,
+    tracer: remote.Tracer | None = None,
 ) -> tuple[dict[str, Float[Tensor, "pair kept width"]], Float[Tensor, "pair vocab"]]:
     """Activations at the hooks and log-probabilities at the read index, from one forward pass over all pairs.
 
@@ -202,9 +245,16 @@ def observe(
     """
     seen: dict[str, Tensor] = {}
     kept = list(indices)
+    if tracer is not None:
+        found, ends = tracer.look(tokens.to(_device(loaded)), [(name, False) for name in names], [kept] * len(names))
+        return dict(zip(names, (value.cpu() for value in found), strict=True)), _read(ends[:, None], 1)
     logits = cache.run(loaded, tokens, {name: cache.recorder(seen, name, lambda value: value[:, kept].flatten(2)) for name in names})
     cache.check_fired(loaded, names, seen)
     return seen, _read(logits, horizon)
+
+
+def _device(loaded: models.Loaded) -> torch.device:
+    return next(loaded.model.parameters()).device
 
 
 def _read(logits: Float[Tensor, "pair index vocab"], horizon: int) -> Float[Tensor, "pair vocab"]:
@@ -219,6 +269,7 @@ class Patcher:
     Attributes:
         clean: the activation that stands there.
         base_log: log-probabilities without a patch.
+        tracer: patches through nnsight instead of transformer-lens's hooks.
     """
 
     dst: models.Loaded
@@ -228,6 +279,7 @@ class Patcher:
     clean: Float[Tensor, "pair width"]
     base_log: Float[Tensor, "pair vocab"]
     horizon: int
+    tracer: remote.Tracer | None = None
 
     def __call__(self, intervention: Intervention, source: Float[Tensor, "pair d_src"]) -> tuple[Float[Tensor, "pair vocab"], float]:
         """Log-probabilities under the patch, and its largest change at the hook.
@@ -236,6 +288,9 @@ class Patcher:
             InstrumentError: if the hook did not fire exactly once.
         """
         patched = intervention(self.clean, source)
+        if self.tracer is not None:
+            ends, change = self.tracer.patch(self.tokens.to(_device(self.dst)), (self.hook, False), self.index, patched)
+            return _read(ends[:, None], 1), change
         fired = []
 
         def put(value: Tensor, hook: Any) -> Tensor:
@@ -251,13 +306,22 @@ class Patcher:
         return _read(logits, self.horizon), fired[0]
 
 
-def measure(patcher: Patcher, source: Float[Tensor, "pair d_src"], pairs: Pairs, seed: int, fitted: alignment.Alignment | None) -> Cell:
-    """One cell: the treatment, its four controls and, where aligned, the raw swap beside.
+def measure(
+    patcher: Patcher,
+    source: Float[Tensor, "pair d_src"],
+    pairs: Pairs,
+    seed: int,
+    fitted: alignment.Alignment | None,
+    span: subspaces.Fitted | None = None,
+) -> Cell:
+    """One cell: the treatment, its four controls and, where aligned, the raw swap beside; in a subspace also a random span and the
+    whole state.
 
     Raises:
         InstrumentError: if the treatment changed nothing, or the self-patch changed anything.
     """
-    treatment: Intervention = Swap() if fitted is None else fitted.swap
+    whole: Intervention = Swap() if fitted is None else fitted.swap
+    treatment = whole if span is None else subspaces.InSubspace(whole, span.axes)
     log, at_hook = patcher(treatment, source)
     at_logits = float((log - patcher.base_log).abs().max())
     where = f"patch at {patcher.hook}, index {patcher.index}"
@@ -265,25 +329,27 @@ def measure(patcher: Patcher, source: Float[Tensor, "pair d_src"], pairs: Pairs,
         raise InstrumentError(
             f"{where} changed nothing (at the hook {at_hook}, at the answer {at_logits}); are src, dst and the sequences the same?"
         )
-    untouched, self_hook = patcher(Swap(), patcher.clean)
+    unaligned: Intervention = Swap() if span is None else subspaces.InSubspace(Swap(), span.axes)
+    untouched, self_hook = patcher(unaligned, patcher.clean)
     self_change = max(self_hook, float((untouched - patcher.base_log).abs().max()))
     if self_change != 0.0:
         raise InstrumentError(
             f"{where}: putting {patcher.dst.name}'s own activation back changed the answer by {self_change}; the hook is not what it seems"
         )
-    raw = None
-    if fitted is not None and source.shape == patcher.clean.shape:
-        raw = patcher(Swap(), source)[0]
+    norm = NormMatched(whole, seed) if span is None else subspaces.NormMatchedInside(whole, span.axes, seed)
     return Cell(
         treated=log,
         random=patcher(OtherDonor(treatment, pairs.shuffled), source)[0],
         mismatched=patcher(OtherDonor(treatment, pairs.mismatched), source)[0],
-        norm=patcher(NormMatched(treatment, seed), source)[0],
-        raw=raw,
+        norm=patcher(norm, source)[0],
+        raw=patcher(unaligned, source)[0] if fitted is not None and source.shape == patcher.clean.shape else None,
         self_patch_max_change=self_change,
         change_at_hook=at_hook,
         change_at_logits=at_logits,
         alignment_r2=None if fitted is None else fitted.held_out_r2,
+        span=None if span is None else patcher(subspaces.InSubspace(whole, span.control), source)[0],
+        whole=None if span is None else patcher(whole, source)[0],
+        more={} if span is None else span.figures(),
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wallprobe import stats
+from wallprobe.hooks import subspaces
 from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, dataset
 from wallprobe.rng import generator
@@ -30,6 +31,8 @@ CONTROLS = {
     "mismatched": "donor with another answer",
     "norm": "random vector of the same norm",
     "raw": "no alignment",
+    "span": "random span of as many dimensions",
+    "whole": "the whole state",
 }
 EXAMPLES = 8
 MARGIN = 0.01  # probability
@@ -37,7 +40,10 @@ MARGIN = 0.01  # probability
 
 @dataclass(frozen=True)
 class Cell:
-    """Log-probabilities at the read index for one (layer, index): the treatment, its controls, and the guards' readings."""
+    """Log-probabilities at the read index for one (layer, index): the treatment, its controls, and the guards' readings.
+
+    `span`, `whole` and `more` (figures of the subspace) are of a patch that is confined to a subspace.
+    """
 
     treated: Float[Tensor, "pair vocab"]
     random: Float[Tensor, "pair vocab"]
@@ -48,6 +54,9 @@ class Cell:
     change_at_hook: float
     change_at_logits: float
     alignment_r2: float | None
+    span: Float[Tensor, "pair vocab"] | None = None
+    whole: Float[Tensor, "pair vocab"] | None = None
+    more: Mapping[str, float] = field(default_factory=dict)
 
 
 def answer_logs(log: Float[Tensor, "pair vocab"], pairs: "Pairs") -> dict[str, Float[Tensor, " pair"]]:
@@ -94,7 +103,7 @@ def cell_figures(
     figures["change_at_hook"] = cell.change_at_hook
     figures["change_at_logits"] = cell.change_at_logits
     figures["alignment_r2"] = math.nan if cell.alignment_r2 is None else cell.alignment_r2
-    return figures
+    return figures | dict(cell.more)
 
 
 def describe(name: str) -> tuple[str, str]:
@@ -106,7 +115,7 @@ def describe(name: str) -> tuple[str, str]:
         "change_at_hook": ("activation", "largest change at the hook"),
         "change_at_logits": ("log-probability", "largest change of the answer's log-probabilities"),
         "alignment_r2": ("R^2", "held-out R^2 of the alignment"),
-    }
+    } | subspaces.LONG
     if name in fixed:
         return fixed[name]
     if name.startswith("shift_"):
@@ -162,8 +171,8 @@ def make_result(
         )
 
     shared, weight_hashes = shares_initialisation(src, dst), [src.manifest["weight_hash"], dst.manifest["weight_hash"]]
-    floor = 1.0 / task.modulus
-    attrs = {"src": str(src.name), "dst": str(dst.name), "site": request["site"], "align": request["align"], "noise_floor": floor}
+    attrs = {"src": str(src.name), "dst": str(dst.name), "site": request["site"], "align": request["align"]}
+    attrs |= {"noise_floor": 1.0 / task.modulus} | ({"subspace": request["subspace"]} if request["subspace"] else {})
     coords = {"layer": layers, "index": indices, "example": list(range(shown)), "token_index": list(range(horizon))}
     data = dataset(coords, grid, **attrs, modulus=task.modulus, read_index=horizon - 1, shared_initialisation=int(shared))
     summary = _summary(figures, attrs, layers, len(pairs.own), shared)
@@ -211,6 +220,7 @@ def _summary(
         "rule_index": rule_at[1],
         "import_layer": import_at[0],
         "import_index": import_at[1],
+        "subspace": attrs.get("subspace"),
     }
     return summary | {"finding": finding(figures, attrs, rule_at, import_at)}
 
@@ -221,12 +231,14 @@ def finding(
     """One plain sentence: did the rule cross, did the answer?
 
     An answer crosses when its interval lies above the noise floor, above what it was without a patch, and above the random-donor
-    control; by less than `MARGIN` it crosses only slightly (the best of many cells is shown, which flatters it).
+    control (in a subspace also above the random span); by less than `MARGIN` it crosses only slightly (the best of many cells is shown,
+    which flatters it).
     """
 
     def crossing(place: tuple[int, int], name: str) -> str:
         cell = figures[place]
-        above = cell[f"p_{name}_low"] - max(attrs["noise_floor"], cell[f"base_p_{name}"], cell[f"p_{name}_random"])
+        bars = [cell[f"base_p_{name}"], cell[f"p_{name}_random"], cell.get(f"p_{name}_span", 0.0)]
+        above = cell[f"p_{name}_low"] - max(attrs["noise_floor"], *bars)
         return "clear" if above > MARGIN else "slight" if above > 0 else "none"
 
     def slot(place: tuple[int, int]) -> str:
@@ -249,4 +261,12 @@ def finding(
         "none": f"does not import the donor's answer (at most {imported:.3f}, at {slot(import_at)})",
     }[imports]
     joined = "and" if (moves == "none") == (imports == "none") else "but"
-    return f"Patching {attrs['src']}'s {aligned}{attrs['site']} into {attrs['dst']} {first} {joined} {second}."
+    part, beside = "", ""
+    if "subspace" in attrs:
+        cell = figures[import_at]
+        part = f" in the span {attrs['subspace']}"
+        beside = (
+            f"; {cell['subspace_dims']:.0f} random dimensions there give {cell['p_import_span']:.3f}, "
+            f"the whole state {cell['p_import_whole']:.3f}"
+        )
+    return f"Patching {attrs['src']}'s {aligned}{attrs['site']}{part} into {attrs['dst']} {first} {joined} {second}{beside}."

@@ -4,8 +4,9 @@ Passes from the middle (`resume`) make it cheap; `CHECKED` cells of every sweep 
 must agree. Self-patches go through the hooks too, all cells folded into one batch, and must change nothing, to the bit.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from wallprobe import models, stats
 from wallprobe.errors import ConfigError, InstrumentError
-from wallprobe.hooks import alignment, cache, interchange, resume, sites, stacks
+from wallprobe.hooks import alignment, budget, cache, interchange, resume, sites, stacks
 from wallprobe.hooks.interchange import FIT_SEQUENCES, LATE_SITES, Pairs
 from wallprobe.hooks.interchange_report import Cell
 from wallprobe.hooks.interventions import Intervention, NormMatched, OtherDonor, Swap
@@ -66,6 +67,9 @@ def sweep(
     pairs = interchange.draw_pairs(task, horizon, request.pairs, request.seed)
     fit = task.sample(FIT_SEQUENCES, generator(request.seed, "alignment")).tokens[:, :horizon] if request.align != "none" else None
     with torch.no_grad():
+        stack = _stack(runs[1], device)
+        groups = _groups(stack, places, len(pairs.own), horizon, request)
+        del stack
         donor, fit_src, donor_log = _donors(runs[0], places, pairs.donor, fit, device)
         stack = _stack(runs[1], device)
         clean = resume.observe(stack, pairs.base.to(device))
@@ -78,7 +82,7 @@ def sweep(
         checked = {places[int(place)] for place in torch.randperm(len(places), generator=generator(request.seed, "checked"))[:CHECKED]}
         figures: dict[Place, dict[str, float]] = {}
         apart = 0.0
-        for group in _groups(stack, places, len(pairs.own), horizon, request):
+        for group in groups:
             arms = [_arms(stack, clean, place, donor, pairs, request, fit_src, fit_dst) for place in group]
             logs = _walk(stack, clean, arms)
             for arm, by_name in zip(arms, logs, strict=True):
@@ -139,36 +143,29 @@ def _donors(
     """What src has to give at every cell, the same on the sequences that alignments are fitted on, and its own answers."""
     stack = _stack(run, device)
     clean = resume.observe(stack, tokens.to(device))
-    fitted = {} if fit is None else _values(stack, resume.observe(stack, fit.to(device)), places)
-    return _values(stack, clean, places), fitted, _read(stack.read(clean.residual[-1][:, -1]))
+    given, answers = _values(stack, clean, places), _read(stack.read(clean.residual[-1][:, -1]))
+    del clean  # before the sequences that alignments are fitted on
+    return given, {} if fit is None else _values(stack, resume.observe(stack, fit.to(device)), places), answers
 
 
 def _values(stack: stacks.Stack, clean: resume.Clean, places: Sequence[Place]) -> dict[Place, Float[Tensor, "pair width"]]:
     return {place: sites.value_at(stack, clean, place.layer, place.index, place.site).clone() for place in places}
 
 
-def _groups(stack: stacks.Stack, places: Sequence[Place], pairs: int, length: int, request: SweepRequest) -> Iterator[list[Place]]:
-    """Cells walked together: of one index, deepest last, as many as the budget holds.
+def _groups(stack: stacks.Stack, places: Sequence[Place], pairs: int, length: int, request: SweepRequest) -> list[list[Place]]:
+    """Cells walked together within the budget.
 
     Raises:
         ConfigError: if not even one cell fits.
     """
-    arms = 5 if request.align != "none" else 4
-    for index in sorted({place.index for place in places}):
-        cell = arms * resume.predicted_bytes(stack, pairs, length, index)
-        room = int(request.budget * cache.GIB / cell)
-        if room < 1:
-            raise ConfigError(
-                f"one cell of {pairs} pairs takes {cell / cache.GIB:.2f} GiB, more than the budget of {request.budget:g}; "
-                "give --budget more, or fewer --pairs"
-            )
-        here = sorted((place for place in places if place.index == index), key=_entered)
-        for start in range(0, len(here), room):
-            yield here[start : start + room]
-
-
-def _entered(place: Place) -> int:
-    return place.layer + (place.site != "resid_pre")
+    aligned = request.align != "none"
+    held = budget.clean_bytes(stack, pairs, length) + budget.values_bytes(stack, places, pairs) + budget.statistics_bytes(pairs)
+    if aligned:
+        held += 2 * budget.values_bytes(stack, places, FIT_SEQUENCES) + budget.clean_bytes(stack, FIT_SEQUENCES, length)
+    arms, vocabulary = 5 if aligned else 4, int(stack.read(torch.zeros(1, stack.d_model)).shape[-1])
+    # A logit in fp32 and fp64, and its log-probability.
+    each = {i: budget.cell_bytes(stack, pairs, length, i, arms, vocabulary, 24) for i in {place.index for place in places}}
+    return budget.groups(places, each, held, request.budget, f"one cell of {pairs} pairs")
 
 
 def _arms(
@@ -228,17 +225,17 @@ def self_patches(loaded: models.Loaded, places: Sequence[Place], tokens: Int[Ten
         InstrumentError: if a hook does not fire exactly once, or a self-patch changes anything.
     """
     changes: dict[Place, float] = {}
-    for start in range(0, len(places), SELF_BATCH):
-        some = places[start : start + SELF_BATCH]
+    batch = min(SELF_BATCH, len(tokens))
+    for start in range(0, len(places), batch):
+        some = places[start : start + batch]
         rows = tokens[torch.arange(len(some)) % len(tokens)]
-        by_hook: dict[str, list[int]] = {}
+        slots: dict[str, dict[int, int]] = {}
         for row, place in enumerate(some):
-            by_hook.setdefault(place.hook, []).append(row)
+            slots.setdefault(place.hook, {})[row] = place.index
         seen: dict[str, Tensor] = {}
-        untouched = cache.run(loaded, rows, {name: cache.recorder(seen, name, lambda value: value.clone()) for name in by_hook})
-        cache.check_fired(loaded, list(by_hook), seen)
-
-        again = cache.run(loaded, rows, {name: _restorer(seen[name], {row: some[row].index for row in by_hook[name]}) for name in by_hook})
+        untouched = cache.run(loaded, rows, {name: cache.recorder(seen, name, partial(_at, at)) for name, at in slots.items()})
+        cache.check_fired(loaded, list(slots), seen)
+        again = cache.run(loaded, rows, {name: _restorer(seen[name], at) for name, at in slots.items()})
         moved = (_read(again[:, -1]) - _read(untouched[:, -1])).abs().amax(-1)
         changes |= {place: float(change) for place, change in zip(some, moved, strict=True)}
     for place, change in changes.items():
@@ -249,13 +246,17 @@ def self_patches(loaded: models.Loaded, places: Sequence[Place], tokens: Int[Ten
     return changes
 
 
+def _at(slots: Mapping[int, int], value: Tensor) -> Tensor:
+    """What stands in each of these rows at its index."""
+    return value[list(slots), list(slots.values())]
+
+
 def _restorer(seen: Tensor, slots: Mapping[int, int]) -> Callable[..., Tensor]:
-    """A hook that puts back, in each of these rows, what stood at its index."""
+    """A hook that puts it back."""
 
     def put(value: Tensor, hook: Any) -> Tensor:
         value = value.clone()
-        for row, index in slots.items():
-            value[row, index] = seen[row, index].to(value)
+        value[list(slots), list(slots.values())] = seen.to(value)
         return value
 
     return put

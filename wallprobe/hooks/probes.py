@@ -150,36 +150,53 @@ def all_scores(
     Raises:
         ConfigError: if too few sequences have a target.
     """
-    scores: list[Scores] = []
-    shape = (states.shape[0], states.shape[1])
     everyone = [labels[name] for name in ("token", "class") if name in labels]
-    if everyone or entropy is not None:
-        tell("features")
-        given = _features(states, split)
-        for target in everyone:
-            tell(f"probes for {target.name}")
-            scores += softmax_scores(given, [target], split, shape, seed)
-        if entropy is not None:
-            tell("probes for entropy")
-            scores.append(ridge_scores(given, entropy, split, shape, seed))
-        del given
+    works = [softmax_work([target], split, states.shape[0], seed) for target in everyone]
+    if entropy is not None:
+        works.append(ridge_work(entropy, split, states.shape[0], seed))
+    scores = _solve(states, split, works, tell)
     rules = [labels[name] for name in RULES if name in labels]
     if rules:
-        tell("probes for " + " and ".join(target.name for target in rules))
         programs = split.among(rules[0].sequences)
         if min(map(len, (programs.train, programs.validation, programs.test))) < 2:
             raise ConfigError(f"too few of the {states.shape[2]} sequences are programs to probe for a and b; raise --n")
-        scores += softmax_scores(_features(states, programs), rules, programs, shape, seed)
+        scores += _solve(states, programs, [softmax_work(rules, programs, states.shape[0], seed)], tell)
     return scores
 
 
-def _features(states: Tensor, split: Split) -> probes_fit.Features:
-    """One cell a layer and index; training rows first, then validation, then test."""
-    return probes_fit.features(states[:, :, split.order].flatten(0, 1), len(split.train), len(split.validation))
+@dataclass(frozen=True)
+class Work:
+    """Probes that share their rows.
+
+    Attributes:
+        targets: their names.
+        solve: from the features of some cells (the slice), what `score` needs, one row a cell.
+        score: the scores, from what `solve` made of all layers and indices.
+    """
+
+    targets: tuple[str, ...]
+    solve: Callable[[probes_fit.Features, slice], tuple[Tensor, ...]]
+    score: Callable[..., list[Scores]]
 
 
-def _by_cell(values: Tensor, shape: tuple[int, int]) -> Tensor:
-    return values.reshape(*shape, *values.shape[1:])
+def _solve(states: Float[Tensor, "layer index batch width"], split: Split, works: Sequence[Work], tell: Progress) -> list[Scores]:
+    """All works on one split, some cells after the other; training rows first, then validation, then test."""
+    if not works:
+        return []
+    (layers, indices, batch), order = states.shape[:3], split.order
+    whole = len(order) == batch and bool((order == torch.arange(batch)).all())
+    names = ", ".join(name for work in works for name in work.targets)
+    parts = []
+    chunks = probes_fit.in_chunks(states.flatten(0, 1), len(split.train), len(split.validation), order=None if whole else order)
+    for some, given in chunks:
+        tell(f"probes of {names}: {some.start} of {layers * indices} cells")
+        parts.append([work.solve(given, some) for work in works])
+    made = [[_by_cell(torch.cat(pieces), layers) for pieces in zip(*each, strict=True)] for each in zip(*parts, strict=True)]
+    return [score for work, figures in zip(works, made, strict=True) for score in work.score(*figures)]
+
+
+def _by_cell(values: Tensor, layers: int) -> Tensor:
+    return values.reshape(layers, -1, *values.shape[1:])
 
 
 def shuffles(cells: int, rows: int, seed: int, name: str) -> Int[Tensor, "cell row"]:
@@ -188,55 +205,64 @@ def shuffles(cells: int, rows: int, seed: int, name: str) -> Int[Tensor, "cell r
     return torch.rand(cells, rows, generator=rng).argsort(1)
 
 
-def softmax_scores(given: probes_fit.Features, targets: Sequence[Labels], split: Split, shape: tuple[int, int], seed: int) -> list[Scores]:
-    """Fit targets of one shape and their controls along the path; of each, score the strength with the least validation loss."""
-    order, layers = split.order, shape[0]
+def softmax_work(targets: Sequence[Labels], split: Split, layers: int, seed: int) -> Work:
+    """Targets of one shape and their controls along the path; of each, the strength with the least validation loss."""
+    order = split.order
     problems = []
     for target in targets:
         true = target.label[order].T.repeat(layers, 1)
         problems += [true, true.gather(1, shuffles(len(true), true.shape[1], seed, target.name))]
     labels = torch.stack(problems, dim=1)
-    fit = probes_fit.softmax_path(given, labels[..., : given.fitted], targets[0].classes, STRENGTHS)
-    right = probes_fit.logits(fit.weights, given.columns[..., given.fitted :]).argmax(2) == labels[..., given.fitted :]
 
-    return [
-        Scores(
-            target.name,
-            treated=_by_cell(right[:, 2 * place], shape),
-            control=_by_cell(right[:, 2 * place + 1], shape),
-            strength=_by_cell(fit.strength[:, 2 * place], shape),
-            chance=target.chance,
-            ceiling=target.ceiling[split.test].T,
-            identified=target.identified[split.test].T,
-            train=len(split.train),
-        )
-        for place, target in enumerate(targets)
-    ]
+    def solve(given: probes_fit.Features, some: slice) -> tuple[Tensor, ...]:
+        fit = probes_fit.softmax_path(given, labels[some, :, : given.fitted], targets[0].classes, STRENGTHS)
+        return probes_fit.best(fit.weights, given.columns[..., given.fitted :]) == labels[some, :, given.fitted :], fit.strength
+
+    def score(right: Bool[Tensor, "layer index problem test"], strength: Float[Tensor, "layer index problem"]) -> list[Scores]:
+        return [
+            Scores(
+                target.name,
+                treated=right[:, :, 2 * place],
+                control=right[:, :, 2 * place + 1],
+                strength=strength[:, :, 2 * place],
+                chance=target.chance,
+                ceiling=target.ceiling[split.test].T,
+                identified=target.identified[split.test].T,
+                train=len(split.train),
+            )
+            for place, target in enumerate(targets)
+        ]
+
+    return Work(tuple(target.name for target in targets), solve, score)
 
 
-def ridge_scores(
-    given: probes_fit.Features, entropy: Float[Tensor, "batch index"], split: Split, shape: tuple[int, int], seed: int
-) -> Scores:
+def ridge_work(entropy: Float[Tensor, "batch index"], split: Split, layers: int, seed: int) -> Work:
     """Ridge for the entropy and its control; of each, the strength with the least validation error."""
-    true = entropy[split.order].T.repeat(shape[0], 1)
+    true = entropy[split.order].T.repeat(layers, 1)
     target = torch.stack([true, true.gather(1, shuffles(len(true), true.shape[1], seed, "entropy"))], dim=1)
-    train, held = given.train, given.fitted
-    path = probes_fit.ridge_path(given, target[:, :, :train], RIDGES)
-    columns = given.columns[..., train:].double()
-    errors = torch.stack([weights[..., :-1] @ columns + weights[..., -1:] - target[:, :, train:] for weights in path])
-    best = errors[..., : held - train].square().mean(3).argmin(0)
-    left = errors[..., held - train :].gather(0, best[None, ..., None].expand(1, *errors[0, ..., held - train :].shape))[0]
-    strength = torch.tensor(RIDGES, dtype=torch.float32)[best]
 
-    nothing = torch.full((shape[1], len(split.test)), math.nan, dtype=torch.float64)
-    return Scores(
-        "entropy",
-        treated=_by_cell(left[:, 0], shape),
-        control=_by_cell(left[:, 1], shape),
-        strength=_by_cell(strength[:, 0], shape),
-        chance=0.0,
-        ceiling=nothing,
-        identified=torch.zeros_like(nothing, dtype=torch.bool),
-        train=len(split.train),
-        truth=_by_cell(target[:, :, held:], shape),
-    )
+    def solve(given: probes_fit.Features, some: slice) -> tuple[Tensor, ...]:
+        path = probes_fit.ridge_path(given, target[some, :, : given.train], RIDGES)
+        columns = given.columns[..., given.train :].double()
+        errors = torch.stack([weights[..., :-1] @ columns + weights[..., -1:] - target[some, :, given.train :] for weights in path])
+        best = errors[..., : given.validation].square().mean(3).argmin(0)
+        left = errors[..., given.validation :].gather(0, best[None, ..., None].expand(1, *errors[0, ..., given.validation :].shape))[0]
+        return left, torch.tensor(RIDGES, dtype=torch.float32)[best], target[some, :, given.fitted :]
+
+    def score(left: Tensor, strength: Tensor, truth: Float[Tensor, "layer index arm test"]) -> list[Scores]:
+        nothing = torch.full((left.shape[1], len(split.test)), math.nan, dtype=torch.float64)
+        return [
+            Scores(
+                "entropy",
+                treated=left[:, :, 0],
+                control=left[:, :, 1],
+                strength=strength[:, :, 0],
+                chance=0.0,
+                ceiling=nothing,
+                identified=torch.zeros_like(nothing, dtype=torch.bool),
+                train=len(split.train),
+                truth=truth,
+            )
+        ]
+
+    return Work(("entropy",), solve, score)

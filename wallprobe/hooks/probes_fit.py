@@ -5,8 +5,8 @@ free. In scikit-learn's words C = 1 / (n strength) and alpha = n strength, on fe
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from wallprobe.hooks.probes_lbfgs import Objective, State, descend
 
-TOLERANCE = 3e-4  # nats that the loss may still fall, as L-BFGS sees it; a hundredth of what the test sequences resolve
-CHUNK = 16  # cells solved together: about what a processor's cache holds
+TOLERANCE = 1e-3  # nats that the loss may still fall, as L-BFGS sees it; a thirtieth of what the test sequences resolve
+CHUNK = 16  # cells solved together
 FLAT = 8.0  # spread, in roundings of the mean, up to which a feature is constant
 
 
@@ -27,13 +27,15 @@ class Features:
         columns: one column a row of data: training, then validation, then test.
         train: how many are training rows.
         validation: how many are validation rows.
-        variance: eigenvalues (fp64) of the training rows' correlation matrix, ascending.
-        axes: its eigenvectors (fp64), one a column.
+        correlation: matrix of the training rows.
+        variance: its eigenvalues, ascending.
+        axes: its eigenvectors, one a column.
     """
 
     columns: Float[Tensor, "cell feature row"]
     train: int
     validation: int
+    correlation: Float[Tensor, "cell feature feature"]
     variance: Float[Tensor, "cell feature"]
     axes: Float[Tensor, "cell feature axis"]
 
@@ -64,16 +66,58 @@ class Fit:
 
 def features(x: Float[Tensor, "cell row feature"], train: int, validation: int, *, standardise: bool = True) -> Features:
     """Centre, and standardise unless told otherwise, by the first `train` rows; features that are constant there become 0."""
-    columns = x.mT.contiguous()
-    mean = columns[..., :train].mean(2, keepdim=True)
-    columns -= mean
-    if standardise:
-        spread = torch.linalg.vector_norm(columns[..., :train], dim=2, keepdim=True) / math.sqrt(train)
-        rounding = FLAT * torch.finfo(x.dtype).eps * mean.abs()
-        columns *= torch.where(spread <= rounding, 0.0, 1 / spread)
-    gram = torch.bmm(columns[..., :train], columns[..., :train].mT).double() / train
-    variance, axes = torch.linalg.eigh(gram)
-    return Features(columns, train, validation, variance.clamp(min=0), axes)
+    return _fill(x.new_empty(x.shape[0], x.shape[2], x.shape[1]), x, train, validation, standardise)
+
+
+def in_chunks(
+    x: Float[Tensor, "cell batch feature"],
+    train: int,
+    validation: int,
+    *,
+    order: Int[Tensor, " row"] | None = None,
+    standardise: bool = True,
+) -> Iterator[tuple[slice, Features]]:
+    """Features of some cells after the other, with which cells they are.
+
+    All share one piece of memory: fresh pages cost more than what is done with them. The next ones overwrite the last.
+
+    Args:
+        x: activations.
+        train: how many rows are training rows.
+        validation: how many come next and are validation rows; the rest is the test.
+        order: which of the batch are the rows; None for all as they come.
+        standardise: or only centre.
+    """
+    rows = x.shape[1] if order is None else len(order)
+    memory = x.new_empty(min(CHUNK, len(x)), x.shape[2], rows)
+    for first in range(0, len(x), CHUNK):
+        some = x[first : first + CHUNK]
+        yield slice(first, first + len(some)), _fill(memory[: len(some)], some, train, validation, standardise, order)
+
+
+def _fill(
+    columns: Float[Tensor, "cell feature row"],
+    x: Float[Tensor, "cell batch feature"],
+    train: int,
+    validation: int,
+    standardise: bool,
+    order: Int[Tensor, " row"] | None = None,
+) -> Features:
+    """One cell after the other, which the processor's cache holds."""
+    correlation = x.new_empty(x.shape[0], x.shape[2], x.shape[2])
+    picked = x.new_empty(0 if order is None else len(order), x.shape[2])
+    for given, own, products in zip(x, columns, correlation, strict=True):
+        own.copy_(given.T if order is None else torch.index_select(given, 0, order, out=picked).T)
+        mean = own[:, :train].mean(1, keepdim=True)
+        own -= mean
+        if standardise:
+            spread = torch.linalg.vector_norm(own[:, :train], dim=1, keepdim=True) / math.sqrt(train)
+            rounding = FLAT * torch.finfo(x.dtype).eps * mean.abs()
+            own *= torch.where(spread <= rounding, 0.0, 1 / spread)
+        torch.mm(own[:, :train], own[:, :train].T, out=products)
+    correlation /= train
+    variance, axes = torch.linalg.eigh(correlation)
+    return Features(columns, train, validation, correlation, variance.clamp(min=0), axes)
 
 
 def softmax_path(
@@ -97,22 +141,6 @@ def softmax_path(
         tolerance: nats that a problem's loss may still fall by when it counts as converged.
         evaluations: of loss and gradient at most, for each strength.
     """
-    parts = []
-    for first in range(0, len(labels), CHUNK):
-        some = slice(first, first + CHUNK)
-        part = replace(given, columns=given.columns[some], variance=given.variance[some], axes=given.axes[some])
-        parts.append(_walk(part, labels[some], classes, strengths, tolerance, evaluations))
-    return Fit(*(torch.cat([getattr(part, entry.name) for part in parts]) for entry in fields(Fit)))
-
-
-def _walk(
-    given: Features,
-    labels: Int[Tensor, "cell problem row"],
-    classes: int,
-    strengths: Sequence[float],
-    tolerance: float,
-    evaluations: int,
-) -> Fit:
     objective = Objective.of(given.columns[..., : given.train], labels[..., : given.train], classes)
     state = State.begin(objective, given.variance, given.axes, strengths[0])
     best = state.theta
@@ -149,6 +177,18 @@ def logits(
     return said.view(*weights.shape[:3], columns.shape[2])
 
 
+def best(
+    weights: Float[Tensor, "cell problem class weight"], columns: Float[Tensor, "cell feature row"]
+) -> Int[Tensor, "cell problem row"]:
+    """The class that the probes say of standardised rows; of equal ones the first."""
+    said = logits(weights, columns)
+    top, place = said[:, :, 0], torch.zeros(said.shape[0], said.shape[1], said.shape[3], dtype=torch.int64)
+    for other in range(1, said.shape[2]):  # argmax over a dimension that is not the last takes ten times as long
+        place.masked_fill_(said[:, :, other] > top, other)
+        top = torch.maximum(top, said[:, :, other])
+    return place
+
+
 def ridge_path(
     given: Features, target: Float[Tensor, "cell problem train"], strengths: Sequence[float]
 ) -> Float[Tensor, "strength cell problem weight"]:
@@ -164,6 +204,7 @@ def ridge_path(
     """
     mean = target.double().mean(2, keepdim=True)
     centred = (target.double() - mean).to(given.columns.dtype)
-    products = torch.bmm(centred, given.columns[..., : given.train].mT).double() / given.train @ given.axes
-    shrunk = [products / (given.variance[:, None] + strength) @ given.axes.mT for strength in strengths]
+    variance, axes = torch.linalg.eigh(given.correlation.double())
+    products = torch.bmm(centred, given.columns[..., : given.train].mT).double() / given.train @ axes
+    shrunk = [products / (variance.clamp(min=0)[:, None] + strength) @ axes.mT for strength in strengths]
     return torch.stack([torch.cat([weights, mean], dim=2) for weights in shrunk])

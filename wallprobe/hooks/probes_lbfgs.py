@@ -32,26 +32,38 @@ class Objective:
     def of(cls, columns: Tensor, labels: Tensor, classes: int) -> "Objective":
         """From the labels [cell, problem, row]."""
         (cells, problems, rows), width = labels.shape, columns.shape[1]
-        hot = columns.new_zeros(cells, problems, classes, rows).scatter_(2, labels[:, :, None], 1.0).flatten(1, 2)
-        means = torch.cat([torch.bmm(hot, columns.mT), hot.sum(2, keepdim=True)], dim=2).div_(rows)
-        return cls(columns, means.view(cells, problems, classes, width + 1))
+        means = columns.new_empty(cells, problems * classes, width + 1)
+        for own, label, sums in zip(columns, labels, means, strict=True):
+            hot = own.new_zeros(problems, classes, rows).scatter_(1, label[:, None], 1.0).flatten(0, 1)
+            torch.mm(hot, own.T, out=sums[:, :-1])
+            sums[:, -1] = hot.sum(1)
+        return cls(columns, means.div_(rows).view(cells, problems, classes, width + 1))
 
-    def only(self, chosen: Int[Tensor, " some"]) -> "Objective":
-        """Of some cells."""
-        return Objective(self.columns.index_select(0, chosen), self.means[chosen])
+    def __call__(
+        self, theta: Weights, cells: Int[Tensor, " cell"], wanted: Bool[Tensor, "cell problem"]
+    ) -> tuple[Float[Tensor, "cell problem"], Weights]:
+        """Loss in nats and gradient, without the penalty, of the wanted problems of some cells; of the others, nothing of use.
 
-    def __call__(self, theta: Weights) -> tuple[Float[Tensor, "cell problem"], Weights]:
-        """Loss in nats and gradient, without the penalty."""
-        cells, problems, classes, width = theta.shape
-        flat = theta.flatten(1, 2)
-        logits = torch.baddbmm(flat[:, :, -1:], flat[:, :, :-1], self.columns).view(cells, problems, classes, -1)
-        probs = logits.softmax(2)
-        # Any class tells the log-normaliser, and the first is there after the softmax as before.
-        normaliser = (logits[:, :, 0] - probs[:, :, 0].clamp(min=torch.finfo(theta.dtype).tiny).log_()).mean(2)
-        gradient = torch.empty_like(theta)
-        gradient[..., :-1] = torch.bmm(probs.flatten(1, 2), self.columns.mT).view(cells, problems, classes, width - 1)
-        gradient[..., -1] = probs.sum(3)
-        return normaliser - dot(theta, self.means), gradient.div_(self.columns.shape[2]).sub_(self.means)
+        One cell after the other: what a cell's products read and write then fits the processor's cache, and problems that rest
+        cost nothing.
+        """
+        normaliser, sums = theta.new_zeros(theta.shape[:2]), torch.zeros_like(theta)
+        classes, rows, tiny = theta.shape[2], self.columns.shape[2], torch.finfo(theta.dtype).tiny
+        for place, (cell, which) in enumerate(zip(cells.tolist(), wanted.tolist(), strict=True)):
+            if not any(which):
+                continue
+            chosen = slice(None) if all(which) else torch.tensor(which)
+            columns, weights = self.columns[cell], theta[place, chosen].view(-1, theta.shape[3])
+            logits = torch.addmm(weights[:, -1:], weights[:, :-1], columns).view(-1, classes, rows)
+            probs = logits.softmax(1)
+            # Any class tells the log-normaliser, and the first is there after the softmax as before.
+            normaliser[place, chosen] = (logits[:, 0] - probs[:, 0].clamp(min=tiny).log_()).sum(1)
+            made = torch.empty_like(weights)
+            torch.mm(probs.view(-1, rows), columns.T, out=made[:, :-1])
+            torch.sum(probs.view(-1, rows), 1, out=made[:, -1])
+            sums[place, chosen] = made.view(-1, classes, theta.shape[3])
+        means = self.means if len(cells) == len(self.means) else self.means[cells]
+        return normaliser / rows - dot(theta, means), sums.div_(rows).sub_(means)
 
 
 def dot(a: Weights, b: Weights) -> Float[Tensor, "cell problem"]:
@@ -78,7 +90,7 @@ class State:
         scale: of the first inverse Hessian, from the last step.
         variance: eigenvalues for the first Hessian.
         axes: their eigenvectors.
-        steps: the last steps, oldest first; zeros before there are any.
+        steps: the last steps, `MEMORY` at most, oldest first.
         changes: the gradient's changes along them.
     """
 
@@ -97,14 +109,13 @@ class State:
     def begin(cls, objective: Objective, variance: Tensor, axes: Tensor, strength: float) -> "State":
         """At zero, where all predictions are uniform and loss and gradient are known without an evaluation."""
         theta = torch.zeros_like(objective.means)
-        classes, dtype = theta.shape[2], theta.dtype
+        classes = theta.shape[2]
         gradient = -objective.means
         gradient[..., :-1] += objective.columns.mean(2)[:, None, None] / classes
         gradient[..., -1] += 1 / classes
         ones = theta.new_ones(theta.shape[:2])
         loss = ones * torch.tensor(float(classes)).log()
-        past = [[torch.zeros_like(theta) for _ in range(MEMORY)] for _ in range(2)]
-        return cls(theta, loss, gradient, strength * ones, ones.clone(), ones.clone(), variance.to(dtype), axes.to(dtype), *past)
+        return cls(theta, loss, gradient, strength * ones, ones.clone(), ones.clone(), variance, axes)
 
     def penalise(self, strength: Float[Tensor, "cell problem"]) -> None:
         """Change the strengths: loss, gradient and the remembered changes move by the penalty's difference, nothing is evaluated."""
@@ -120,9 +131,11 @@ class State:
         pulled[..., :-1].addcmul_(wide(strength), theta[..., :-1])
         return pulled
 
-    def evaluate(self, objective: Objective, theta: Weights) -> tuple[Float[Tensor, "cell problem"], Weights]:
-        """Loss and gradient at theta, with the penalty."""
-        loss, gradient = objective(theta)
+    def evaluate(
+        self, objective: Objective, theta: Weights, cells: Int[Tensor, " cell"], wanted: Bool[Tensor, "cell problem"]
+    ) -> tuple[Float[Tensor, "cell problem"], Weights]:
+        """Loss and gradient at theta, with the penalty, of the wanted problems."""
+        loss, gradient = objective(theta, cells, wanted)
         gradient[..., :-1].addcmul_(wide(self.strength), theta[..., :-1])
         return loss + 0.5 * self.strength * theta[..., :-1].square().sum((2, 3)), gradient
 
@@ -135,8 +148,10 @@ class State:
         """Take over the state of some cells."""
         for name in ALONG:
             getattr(self, name)[at] = getattr(part, name)
-        for own, new in zip([*self.steps, *self.changes], [*part.steps, *part.changes], strict=True):
-            own[at] = new
+        for own, new in ((self.steps, part.steps), (self.changes, part.changes)):
+            own.extend(torch.zeros_like(self.theta) for _ in range(len(new) - len(own)))
+            for whole, some in zip(own, new, strict=True):
+                whole[at] = some
 
     def direction(self) -> Weights:
         """The two-loop recursion; pairs of steps not taken, or without curvature, weigh nothing."""
@@ -146,8 +161,9 @@ class State:
         for step, change, inverse in reversed(list(zip(self.steps, self.changes, inverses, strict=True))):
             weights.append(inverse * dot(step, towards))
             towards = torch.addcmul(towards, wide(weights[-1]), change, value=-1.0)
-        last = self.changes[-1]
-        self.scale = torch.where(curvatures[-1] > 0, curvatures[-1] / dot(last, self._inverse(last)), self.scale)
+        if self.changes:
+            last = self.changes[-1]
+            self.scale = torch.where(curvatures[-1] > 0, curvatures[-1] / dot(last, self._inverse(last)), self.scale)
         towards = wide(self.scale) * self._inverse(towards)
         for step, change, inverse, weight in zip(self.steps, self.changes, inverses, reversed(weights), strict=True):
             towards.addcmul_(wide(weight - inverse * dot(change, towards)), step)
@@ -165,13 +181,14 @@ class State:
     def advance(
         self,
         objective: Objective,
+        cells: Int[Tensor, " cell"],
         direction: Weights,
         slope: Float[Tensor, "cell problem"],
         done: Bool[Tensor, "cell problem"],
     ) -> None:
         """One evaluation: take the trial step where it lowers the loss enough, shorten it elsewhere."""
         trial = torch.addcmul(self.theta, wide(torch.where(done, 0.0, self.length)), direction)
-        loss, gradient = self.evaluate(objective, trial)
+        loss, gradient = self.evaluate(objective, trial, cells, ~done)
         accepted = loss <= self.loss + ARMIJO * self.length * slope + ROUNDING * torch.finfo(loss.dtype).eps * self.loss.abs()
         moved = accepted & ~done
         step = torch.where(wide(moved), trial - self.theta, 0.0)
@@ -179,7 +196,7 @@ class State:
         self.theta, self.gradient = self.theta + step, self.gradient + change
         self.loss = torch.where(moved, loss, self.loss)
         self.length = torch.where(accepted | done, 1.0, 0.25 * self.length)
-        self.steps, self.changes = [*self.steps[1:], step], [*self.changes[1:], change]
+        self.steps, self.changes = [*self.steps, step][-MEMORY:], [*self.changes, change][-MEMORY:]
 
 
 ALONG = ("theta", "loss", "gradient", "strength", "length", "scale", "variance", "axes")
@@ -221,9 +238,9 @@ def descend(
                 whole.write(active, state)
             kept = moving.nonzero()[:, 0]
             active, done, direction, slope = active[kept], done[kept], direction[kept], slope[kept]
-            objective, state = objective.only(kept), state.only(kept)
+            state = state.only(kept)
         used[active] += (~done).long()
-        state.advance(objective, direction, slope, done)
+        state.advance(objective, active, direction, slope, done)
     if state is not whole:
         whole.write(active, state)
     return left

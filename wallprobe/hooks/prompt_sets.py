@@ -5,30 +5,22 @@ No first token is added: the seed's prompts went in without BOS (specification o
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError
+from wallprobe.hooks.prompt_texts import DATASET, DATASET_TOKENS, PROMPT_SETS, read_texts
 from wallprobe.models import Loaded
 from wallprobe.rng import generator
 from wallprobe.tasks.registry import from_manifest
 
-FIRST_TOKEN = "none added"
+__all__ = ["FIRST_TOKEN", "PROMPT_SETS", "PromptSet", "encode", "prompt_set", "read_texts"]
 
-SEED4 = (
-    "The capital of France is Paris, which is known for the Eiffel Tower.",
-    "In mathematics, the Pythagorean theorem states that in a right triangle",
-    "The quick brown fox jumps over the lazy dog near the river bank.",
-    "Artificial intelligence has made significant progress in recent years",
-)
-PROMPT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"seed4": SEED4, "single": ("The capital of France is",)})
+FIRST_TOKEN = "none added"
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class PromptSet:
     """Prompts as token ids.
 
     Attributes:
-        name: "seed4", "single", a file's name or "task".
+        name: a built-in set's, a file's, a data set's, or "task".
         texts: one text a prompt; the ids joined by blanks for runs.
         tokens: one `[index]` int64 tensor a prompt, lengths may differ.
         pieces: the tokens of each prompt as text.
@@ -56,35 +48,21 @@ class PromptSet:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def read_texts(source: str) -> tuple[str, tuple[str, ...]]:
-    """Name and prompts of a built-in set or of a text file, one prompt a line; blank lines are skipped.
-
-    Raises:
-        UnknownNameError: if it is neither.
-        ConfigError: if the file holds no prompt or is not UTF-8 text.
-    """
-    if source in PROMPT_SETS:
-        return source, PROMPT_SETS[source]
-    path = Path(source)
-    if not path.is_file():
-        raise UnknownNameError(
-            f"no prompt set or file '{source}'; give a text file, one prompt a line, or one of: {', '.join(PROMPT_SETS)}"
-        )
-    try:
-        texts = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"prompt file {source} cannot be read as UTF-8 text ({error}); save it as UTF-8, one prompt a line") from error
-    if not texts:
-        raise ConfigError(f"prompt file {source} holds no prompt; write one a line")
-    return path.name, texts
-
-
-def prompt_set(loaded: Loaded, source: str | None = None, *, sequences: int = 64, seed: int = 42) -> PromptSet:
+def prompt_set(
+    loaded: Loaded,
+    source: str | None = None,
+    *,
+    column: str | None = None,
+    limit: int | None = None,
+    sequences: int = 64,
+    seed: int = 42,
+) -> PromptSet:
     """The prompts to read a model on.
 
     Args:
         loaded: the model; its tokenizer makes the ids. A run has none: sequences of its own task are drawn.
-        source: a built-in set or a text file; None for `seed4`, and for a run's task.
+        source: as `prompt_texts.read_texts`; None for `seed4`, and for a run's task.
+        column, limit: as `prompt_texts.read_texts`.
         sequences: how many to draw, for runs.
         seed: of that draw.
 
@@ -97,13 +75,29 @@ def prompt_set(loaded: Loaded, source: str | None = None, *, sequences: int = 64
         return _drawn(loaded, sequences, seed)
     if loaded.tokenizer is None:
         raise ConfigError(f"model {loaded.name} came without a tokenizer; save one beside its weights (tokenizer.save_pretrained)")
-    name, texts = read_texts(source or "seed4")
+    config = cast(Any, loaded.model).cfg
+    return encode(loaded.name, loaded.tokenizer, int(config.n_ctx), int(config.d_vocab), source, column, limit)
+
+
+def encode(
+    model: str, tokenizer: Any, context: int, vocabulary: int, source: str | None, column: str | None = None, limit: int | None = None
+) -> PromptSet:
+    """Prompts as a tokenizer's ids. Those of a data set are cut at 128 tokens; any other that is too long is refused.
+
+    Args:
+        model: name, for messages.
+        tokenizer: Hugging Face tokenizer.
+        context, vocabulary: the most tokens the model reads, and how many it knows.
+        source, column, limit: as `prompt_set`.
+    """
+    name, texts = read_texts(source or "seed4", column, limit)
+    cut = min(DATASET_TOKENS, context) if (source or "").startswith(DATASET) else None
     tokens, pieces = [], []
     for text in texts:
-        ids = list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
-        _check(loaded, text, ids)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])[:cut]
+        _check(model, context, vocabulary, text, ids)
         tokens.append(torch.tensor(ids, dtype=torch.int64))
-        pieces.append(tuple(str(loaded.tokenizer.decode([number])) for number in ids))
+        pieces.append(tuple(str(tokenizer.decode([number])) for number in ids))
     return PromptSet(name, texts, tuple(tokens), tuple(pieces))
 
 
@@ -114,14 +108,11 @@ def _drawn(loaded: Loaded, sequences: int, seed: int) -> PromptSet:
     return PromptSet("task", tuple(" ".join(row) for row in rows), tuple(drawn), tuple(tuple(row) for row in rows), seed)
 
 
-def _check(loaded: Loaded, text: str, ids: list[int]) -> None:
-    config = cast(Any, loaded.model).cfg
+def _check(model: str, context: int, vocabulary: int, text: str, ids: list[int]) -> None:
     shown = text if len(text) <= 40 else f"{text[:37]}..."
     if not ids:
-        raise ConfigError(f"prompt '{shown}' has no tokens under the tokenizer of {loaded.name}; change or remove it")
-    if len(ids) > config.n_ctx:
-        raise ConfigError(f"prompt '{shown}' has {len(ids)} tokens, {loaded.name} reads at most {config.n_ctx}; shorten it")
-    if max(ids) >= config.d_vocab:
-        raise ConfigError(
-            f"prompt '{shown}' has token id {max(ids)}, {loaded.name} knows {config.d_vocab}: its tokenizer is another model's"
-        )
+        raise ConfigError(f"prompt '{shown}' has no tokens under the tokenizer of {model}; change or remove it")
+    if len(ids) > context:
+        raise ConfigError(f"prompt '{shown}' has {len(ids)} tokens, {model} reads at most {context}; shorten it")
+    if max(ids) >= vocabulary:
+        raise ConfigError(f"prompt '{shown}' has token id {max(ids)}, {model} knows {vocabulary}: its tokenizer is another model's")

@@ -6,13 +6,15 @@ the last layer only the index that is read is finished.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wallprobe.hooks.stacks import Stack
+from wallprobe.hooks.stacks import Heads, Stack
+
+ROWS = 4096  # of states that go up the layers together: what the processor's caches hold beside a layer's weights
 
 Reduce = Callable[[Float[Tensor, "cell pair vocab"]], Float[Tensor, "cell pair figure"]]
 
@@ -26,6 +28,7 @@ class Clean:
         attn: what attention adds.
         mlp: what the MLP adds.
         z: the heads' outputs side by side.
+        queries: of each layer.
         keys: of each layer.
         values: of each layer.
     """
@@ -34,6 +37,7 @@ class Clean:
     attn: list[Float[Tensor, "pair index d_model"]]
     mlp: list[Float[Tensor, "pair index d_model"]]
     z: list[Float[Tensor, "pair index z"]]
+    queries: list[Float[Tensor, "pair head index d_head"]]
     keys: list[Float[Tensor, "pair group index d_head"]]
     values: list[Float[Tensor, "pair group index d_head"]]
 
@@ -41,6 +45,10 @@ class Clean:
     def read_index(self) -> int:
         """The last index."""
         return self.residual[0].shape[1] - 1
+
+    def pairs(self, some: slice) -> "Clean":
+        """Of some pairs."""
+        return Clean(*([tensor[some] for tensor in getattr(self, part.name)] for part in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def predicted_bytes(stack: Stack, pairs: int, length: int, index: int) -> int:
 
 def observe(stack: Stack, tokens: Int[Tensor, "pair index"]) -> Clean:
     """One clean pass that keeps what patches and walks need."""
-    residual, attn, mlp, z, keys, values = [stack.embed(tokens)], [], [], [], [], []
+    residual, attn, mlp, z, queries, keys, values = [stack.embed(tokens)], [], [], [], [], [], []
     length = tokens.shape[1]
     for layer in range(stack.n_layers):
         query, key, value = stack.heads(layer, residual[-1], 0, length)
@@ -82,9 +90,10 @@ def observe(stack: Stack, tokens: Int[Tensor, "pair index"]) -> Clean:
         middle = residual[-1] + attn[-1]
         mlp.append(stack.mlp(layer, residual[-1] if stack.parallel else middle))
         residual.append(middle + mlp[-1])
+        queries.append(query.contiguous())
         keys.append(key.contiguous())
         values.append(value.contiguous())
-    return Clean(residual, attn, mlp, z, keys, values)
+    return Clean(residual, attn, mlp, z, queries, keys, values)
 
 
 def attend(
@@ -123,7 +132,9 @@ def attend(
 
 
 def walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry], reduce: Reduce) -> Float[Tensor, "entry pair figure"]:
-    """Carry every entry to the logits at the index that is read, together.
+    """Carry every entry to the logits at the index that is read, together, some pairs after the other.
+
+    Entries alike go once: a patch of a block's resid_post is one of the next block's resid_pre.
 
     Args:
         stack: the model.
@@ -132,22 +143,50 @@ def walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry], reduc
         entries: in ascending order of layer.
         reduce: what is kept of the logits.
     """
+    kept, place = _distinct(entries)
+    pairs, block = len(entries[0].residual), max(1, ROWS // (len(kept) * (clean.read_index - index + 1)))
+    parts = []
+    for start in range(0, pairs, block):
+        some = slice(start, start + block)
+        parts.append(_walk(stack, clean.pairs(some), index, [Entry(entry.layer, entry.residual[some]) for entry in kept]))
+    over = torch.cat(parts, dim=1)[place]
+    return reduce(stack.read(over.flatten(0, 1)).view(len(entries), pairs, -1))
+
+
+def _distinct(entries: Sequence[Entry]) -> tuple[list[Entry], list[int]]:
+    """The entries without repetitions, and for each entry which of them it is."""
+    kept: list[Entry] = []
+    place = []
+    alike: dict[tuple[int, float], list[int]] = {}
+    for entry in entries:
+        candidates = alike.setdefault((entry.layer, float(entry.residual.sum())), [])
+        same = [at for at in candidates if torch.equal(kept[at].residual, entry.residual)]
+        if not same:
+            same = [len(kept)]
+            candidates.append(len(kept))
+            kept.append(entry)
+        place.append(same[0])
+    return kept, place
+
+
+def _walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry]) -> Float[Tensor, "entry pair d_model"]:
+    """The residual stream at the index that is read, after the last block."""
     read, length = clean.read_index, clean.read_index - index + 1
     pairs, width = entries[0].residual.shape
     states = entries[0].residual.new_empty(len(entries), pairs, length, width)
     active = 0
     for layer in range(entries[0].layer, stack.n_layers):
+        inside = active
         while active < len(entries) and entries[active].layer == layer:
             states[active] = clean.residual[layer][:, index:]
             states[active, :, 0] = entries[active].residual
             active += 1
-        rows = states[:active].view(active * pairs, length, width)
         last = layer == stack.n_layers - 1
         asked = 1 if last else length
-        query, key, value = stack.heads(layer, rows, index, asked)
+        query, key, value = _heads(stack, clean, layer, index, states[:active], inside, asked)
         past = (clean.keys[layer][:, :, :index], clean.values[layer][:, :, :index]) if index else None
         added = stack.write(layer, attend(query, key, value, past, stack.scale, active))
-        rows = rows[:, -asked:]
+        rows = states[:active].view(active * pairs, length, width)[:, -asked:]
         if stack.parallel:
             added += stack.mlp(layer, rows)
             done = rows.add_(added) if not last else rows + added
@@ -160,4 +199,31 @@ def walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry], reduc
     over = [entry.residual if index == read else clean.residual[-1][:, read] for entry in entries[active:]]
     if active:
         over = [*ends.unbind(0), *over]
-    return reduce(stack.read(torch.stack(over).flatten(0, 1)).view(len(entries), pairs, -1))
+    return torch.stack(over)
+
+
+def _heads(
+    stack: Stack, clean: Clean, layer: int, index: int, states: Float[Tensor, "entry pair index d_model"], inside: int, asked: int
+) -> Heads:
+    """Queries, keys and values of the entries' rows; of one that enters here, only the patched index has other than the clean ones."""
+    parts: list[Heads] = []
+    length = states.shape[2]
+    if inside:
+        parts.append(stack.heads(layer, states[:inside].flatten(0, 1), index, asked))
+    entered = len(states) - inside
+    if entered:
+        new = stack.heads(layer, states[inside:, :, :1].flatten(0, 1), index, 1)
+        query = _after(new[0], clean.queries[layer], index, asked)
+        parts.append((query, _after(new[1], clean.keys[layer], index, length), _after(new[2], clean.values[layer], index, length)))
+    if len(parts) == 1:
+        return parts[0]
+    query, key, value = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    return query, key, value
+
+
+def _after(
+    new: Float[Tensor, "rows head 1 d_head"], clean: Float[Tensor, "pair head index d_head"], index: int, count: int
+) -> Float[Tensor, "rows head count d_head"]:
+    """The patched index's vector and the clean ones after it; the last `count` of them."""
+    later = clean[:, :, index + 1 :].repeat(len(new) // len(clean), 1, 1, 1)
+    return torch.cat([new, later], dim=2)[:, :, -count:]

@@ -4,14 +4,15 @@ Three layouts are known: a run's (HookedTransformer, as `training.lean` holds it
 is the model's own weights through the model's own arithmetic; `faithful` says how far the assembled pass is from the model's.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from wallprobe.errors import InstrumentError
 from wallprobe.training import lean
 
 Heads = tuple[
@@ -28,12 +29,14 @@ class Stack(Protocol):
     Attributes:
         n_layers: blocks.
         d_model: width of the residual stream.
+        d_heads: width of the heads' outputs side by side.
         parallel: attention and MLP of a block read the same residual.
         scale: of the attention scores.
     """
 
     n_layers: int
     d_model: int
+    d_heads: int
     d_mlp: int
     n_heads: int
     parallel: bool
@@ -67,7 +70,7 @@ class RunStack:
 
     def __init__(self, params: lean.Params, shape: lean.Shape) -> None:
         self.n_layers, self.d_model, self.n_heads, self.d_mlp = shape.n_layers, shape.d_model, shape.n_heads, shape.d_mlp
-        self.scale = shape.d_head**-0.5
+        self.scale, self.d_heads = shape.d_head**-0.5, shape.n_heads * shape.d_head
         self._params, self._width = params, shape.d_head
         qkv = torch.cat([params["W_Q"], params["W_K"], params["W_V"]], dim=-1).mT.contiguous()
         bias = torch.cat([params["b_Q"], params["b_K"], params["b_V"]], dim=-1)
@@ -121,7 +124,7 @@ def _rotated(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([turning * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
 
 
-class _Native:
+class Native(ABC):
     """What the Hugging Face layouts share."""
 
     parallel = False
@@ -130,9 +133,25 @@ class _Native:
         config = model.config
         self.n_layers, self.d_model, self.n_heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
         self.d_mlp = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-        self._model, self._body = model, body
+        self._model, self._body, self.vocabulary = model, body, int(config.vocab_size)
         self._width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.scale = self._width**-0.5
+        self.scale, self.d_heads = self._width**-0.5, self._width * self.n_heads
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """See `Stack`."""
+
+    @abstractmethod
+    def heads(self, layer: int, residual: Tensor, start: int, queries: int) -> Heads:
+        """See `Stack`."""
+
+    @abstractmethod
+    def write(self, layer: int, z: Tensor) -> Tensor:
+        """See `Stack`."""
+
+    @abstractmethod
+    def mlp(self, layer: int, residual: Tensor) -> Tensor:
+        """See `Stack`."""
 
     def read(self, residual: Tensor) -> Tensor:
         """See `Stack`."""
@@ -140,13 +159,33 @@ class _Native:
         logits: Tensor = self._model.get_output_embeddings()(norm(residual))
         return logits
 
+    def point(self, layer: int, site: str) -> tuple[nn.Module, bool]:
+        """The module whose input (True) or output (False) a site is.
+
+        Raises:
+            InstrumentError: for resid_mid, which is no module's own.
+        """
+        block = (self._body.h if hasattr(self._body, "h") else self._body.layers)[layer]
+        attention = next(getattr(block, name) for name in ("attn", "attention", "self_attn") if hasattr(block, name))
+        if site == "z":
+            return next(getattr(attention, name) for name in ("c_proj", "dense", "o_proj") if hasattr(attention, name)), True
+        known: dict[str, tuple[nn.Module, bool]] = {
+            "resid_pre": (block, True),
+            "resid_post": (block, False),
+            "attn_out": (attention, False),
+            "mlp_out": (block.mlp, False),
+        }
+        if site not in known:
+            raise InstrumentError(f"site {site} cannot be patched in a model of transformers; there are: {', '.join([*known, 'z'])}")
+        return known[site]
+
     def _angles(self, residual: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
         places = torch.arange(start, start + count, device=residual.device)[None]
         cos, sin = self._body.rotary_emb(residual, position_ids=places)
         return cos[:, None], sin[:, None]
 
 
-class Gpt2Stack(_Native):
+class Gpt2Stack(Native):
     """GPT-2's layout."""
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -172,7 +211,7 @@ class Gpt2Stack(_Native):
         return added
 
 
-class NeoXStack(_Native):
+class NeoXStack(Native):
     """GPT-NeoX's layout: Pythia."""
 
     def __init__(self, model: Any, body: Any) -> None:
@@ -204,7 +243,7 @@ class NeoXStack(_Native):
         return added
 
 
-class LlamaStack(_Native):
+class LlamaStack(Native):
     """Llama's layout: Llama, Mistral, Qwen 2 and 3, SmolLM2."""
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -235,14 +274,14 @@ class LlamaStack(_Native):
         return added
 
 
-LAYOUTS: dict[str, tuple[str, Callable[[Any, Any], Stack]]] = {
+LAYOUTS: dict[str, tuple[str, type[Native]]] = {
     "gpt2": ("transformer", Gpt2Stack),
     "gpt_neox": ("gpt_neox", NeoXStack),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("model", LlamaStack)),
 }
 
 
-def of_transformers(model: Any) -> Stack | None:
+def of_transformers(model: Any) -> Native | None:
     """The steps of a Hugging Face decoder, None where its layout is not known."""
     known = LAYOUTS.get(model.config.model_type)
     return None if known is None else known[1](model, getattr(model, known[0]))

@@ -46,7 +46,7 @@ class SweepRequest:
         align: "none", "procrustes" or "ridge".
         pairs: pairs drawn.
         seed: of pairs, controls, bootstrap and permutations.
-        budget: GiB that patched states may take.
+        budget: GiB that tensors may take beside the weights.
     """
 
     src: str

@@ -4,7 +4,7 @@ import math
 
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
-from wallprobe.gallery.exhibit import Exhibit, Figure, Glance, Table, chart
+from wallprobe.gallery.exhibit import Exhibit, Figure, Frame, Glance, Panel, Table, chart
 from wallprobe.gallery.exhibits.table import headline, tables
 from wallprobe.results import Result
 
@@ -23,6 +23,8 @@ def exhibit(result: Result) -> Exhibit:
     norms = [name for name in NORMS if charts.has(result, name)]
     if norms:
         sections.append(_norms(result, norms))
+    if result.summary.get("n_sinks") and result.manifest.get("peaks"):
+        sections.append(_tokens(result))
     glance = None
     if charts.has(result, "mlp_gain"):
         # In powers of ten, or one sink-reading layer would flatten all others.
@@ -57,6 +59,22 @@ def _bars(result: Result, branch: str) -> Figure:
     caption += " Logarithmic scale." if kind["type"] == "log" else ""
     peak = charts.number(max((value for value in charts.values(data[shown[0]]) if value is not None), default=None))
     return chart(title, spec, alt=f"Bars per layer of {wording} gain against a line at 1. {title}; the largest is {peak}.", caption=caption)
+
+
+def _tokens(result: Result) -> Figure:
+    """Each prompt's tokens by circuitsvis, the deeper the louder its residual gets at some layer; a sink is above 10 times the median."""
+    frames = []
+    for number, one in enumerate(result.manifest["peaks"]):
+        peaks = [math.log10(max(float(value), 1.0)) for value in one["times_median"]]
+        props = {"tokens": [str(token) for token in one["tokens"]], "values": peaks, "minValue": 0.0, "maxValue": max([*peaks, 1.0])}
+        loudest = max(range(len(peaks)), key=lambda place: peaks[place])
+        label = f"loudest: {one['tokens'][loudest]!r}, {charts.number(float(one['times_median'][loudest]))} times the median"
+        frames.append(Frame((Panel("ColoredTokens", props, label),), f"prompt {number}"))
+    title = f"The sinks: {result.summary['n_sinks']} tokens whose residual passes 10 times the median"
+    caption = (
+        "Depth of colour: logarithm of the residual's norm over the prompt's median, at the layer where it is largest. Hover for the value."
+    )
+    return Figure(title, tuple(frames), f"{title}. {result.summary.get('sinks', '')}", caption, stepper="prompt", height=120)
 
 
 def _prompts(result: Result) -> str:

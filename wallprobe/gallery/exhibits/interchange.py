@@ -22,6 +22,8 @@ ARMS = {
     "{}_random": ("random donor", "@series-3", "/"),
     "{}_mismatched": ("mismatched donor", "@series-3", "x"),
     "{}_norm": ("norm-matched noise", "@series-3", "."),
+    "{}_span": ("random span", "@series-3", "\\"),
+    "{}_whole": ("whole state", "@series-2", ""),
 }
 CELLS = 60
 WRITTEN = 4  # indices up to which there is room for figures in a heatmap's cells on a phone
@@ -49,6 +51,12 @@ def floor(result: Result) -> float | None:
     """Noise floor: the probability that chance gives a token."""
     value = result.data.attrs.get("noise_floor", result.summary.get("noise_floor"))
     return None if value is None else float(value)
+
+
+def _inside(result: Result) -> str:
+    """In which subspace, where not the whole state is patched."""
+    subspace = result.data.attrs.get("subspace")
+    return f" in the span {subspace}" if subspace else ""
 
 
 def strongest(result: Result) -> tuple[int, int]:
@@ -91,9 +99,8 @@ def heatmaps(result: Result, src: str, dst: str) -> Figure:
         f"; chance gives {charts.chance(low)}" if low else ""
     )
     where = f"{len(layers)} layers by indices {', '.join(map(str, indices))}"
-    caption = (
-        f"State of {src} put into {dst}. Mean probability over pairs; grey is the noise floor or less. Bold: the 95 % interval excludes it."
-    )
+    put = f"State of {src}{_inside(result)} put into {dst}."
+    caption = f"{put} Mean probability over pairs; grey is the noise floor or less. Bold: the 95 % interval excludes it."
     alt = f"Two heatmaps, {where}: probability of the imported prediction and of the donor's rule. {title}."
     height = max(230, 34 * len(layers) + 130)
     return Figure(title, (Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),)),), alt, caption, height=height)
@@ -171,7 +178,12 @@ def _bars(result: Result, cell: xr.Dataset, top: float) -> Spec:
         marker: Spec = {"color": color, "line": {"color": color, "width": 1}}
         if pattern:
             marker |= {"pattern": {"shape": pattern, "size": 5, "solidity": 0.35, "fgcolor": color, "bgcolor": "@surface"}}
-        bar: Spec = {"type": "bar", "name": label, "x": [ON_AXIS[key] for key in answers], "marker": marker}
+        bar: Spec = {
+            "type": "bar",
+            "name": f"{label}{charts.text(_inside(result)) if arm == '{}' else ''}",
+            "x": [ON_AXIS[key] for key in answers],
+            "marker": marker,
+        }
         bar |= {"y": [float(cell[name].item()) for name in names], "hovertemplate": "%{x}: %{y:.4f}"} | _whiskers(cell, names)
         traces.append(bar)
     layout: Spec = {

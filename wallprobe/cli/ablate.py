@@ -1,0 +1,95 @@
+"""`wallprobe ablate`: what a run's own answer loses with a subspace."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wallprobe.cli import common
+
+if TYPE_CHECKING:
+    from wallprobe.results import Result
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(ablate)
+
+
+def ablate(
+    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    subspace: Annotated[str, typer.Option(help="probes:a,b (of token, a, b, class), pca:8 or random:8.")] = "probes:token",
+    layer: Annotated[str, typer.Option(help="Layer, list of layers (0,3,5), or all.")] = "all",
+    index: Annotated[
+        str | None, typer.Option(help="Index or list of indices, one at a time.", show_default="the last two supervised ones")
+    ] = None,
+    site: Annotated[str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out, mlp_out or z.")] = "resid_pre",
+    method: Annotated[str, typer.Option(help="mean or zero: what the component is replaced by.")] = "mean",
+    sequences: Annotated[int, typer.Option(help="Program sequences drawn.", min=10)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of sequences and random spans.")] = 0,
+    device: common.Device = "auto",
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Replace the part of a run's states that lies in a subspace, and read what is left of its own answer, beside random spans."""
+    from wallprobe import models
+    from wallprobe.hooks.ablation import Ablation, check
+    from wallprobe.hooks.ablation import ablate as measure
+    from wallprobe.hooks.interchange import parse_layers, parse_numbers
+    from wallprobe.runs import resolve_run
+
+    chosen = None if index is None else parse_numbers(index, "index")
+    request = Ablation(subspace, parse_layers(layer), chosen, site, method, sequences, seed)
+    place = models.pick_device(device)
+    found = [resolve_run(name, runs) for name in names]
+    for run in found:
+        run.verify()
+        check(run, request)
+    measured = []
+    with common.progress() as view:
+        for run in found:
+            bar = view.add_task(f"ablate {run.name}", total=None)
+
+            def show(done: int, total: int, bar: Any = bar) -> None:
+                view.update(bar, completed=done, total=total)
+
+            measured.append(measure(run, request, device=place, on_cell=show))
+    for result in measured:
+        result.save(results)
+    common.print_measured(measured, json, _table, _reading)
+
+
+ARMS = (("", "subspace"), ("_span", "random"), ("_whole", "whole"))
+
+
+def _table(result: "Result") -> Any:
+    """A row a cell: what is left of the answer with the subspace, random spans and the whole state ablated."""
+    from rich import box
+    from rich.table import Table
+
+    attrs = result.data.attrs
+    title = f"{attrs['run']}, {attrs['site']}, {attrs['subspace']} {attrs['method']}-ablated: probability left to its answer"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("layer", "index", "dims\n(var.)", *(f"p\n{label}" for _, label in ARMS), "right", "bits", "KL"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for record in result.values:
+        row = [str(record["layer"]), str(record["index"]), f"{record['subspace_dims']:.0f} ({record['subspace_variance']:.2f})"]
+        for arm, _ in ARMS:
+            half = (record[f"p_answer{arm}_high"] - record[f"p_answer{arm}_low"]) / 2
+            told = f"{record[f'p_answer{arm}']:.3f}"
+            row.append(told if arm else f"[bold]{told}[/bold] [dim]±{half:.3f}[/dim]")
+        table.add_row(*row, f"{record['accuracy']:.2f}", f"{record['entropy']:.2f}", f"{record['kl']:.2f}")
+    return table
+
+
+def _reading(result: "Result") -> str:
+    """What the columns are."""
+    spans = [float(record["span_variance"]) for record in result.values]
+    read = result.data.attrs["horizon"] - 1
+    whole = result.summary["p_answer_base"]
+    return (
+        f"{result.summary['n_sequences']} program sequences, read at index {read} or, beyond it, at the index itself; with nothing "
+        f"ablated p is {whole:.3f} at the cell named below. random: spans of as many dimensions; var.: share of the variance inside "
+        f"(random {min(spans):.2f} to {max(spans):.2f}). With the subspace ablated, right: share of right first choices; bits: entropy; "
+        "KL: from the prediction without, nats."
+    )

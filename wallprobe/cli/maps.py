@@ -1,0 +1,67 @@
+"""`wallprobe maps`: attention's restriction maps, their size and the energy they measure."""
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from wallprobe.cli import common, reading
+
+if TYPE_CHECKING:
+    from wallprobe.results import Result
+
+HEADS = {
+    "mean_sqrt_a": "mean √A",
+    "sigma_v": "σ(W_V)",
+    "sigma_ov": "σ(W_O W_V)",
+    "map_v": "√A σ(W_V)",
+    "map_ov": "√A σ(W_O W_V)",
+    "contracting_share": "heads < 1",
+    "energy": "energy",
+    "energy_no_sink": "energy,\nno sinks",
+    "trace": "trace",
+    "gap": "graph gap",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="maps")(maps)
+
+
+def maps(
+    models: reading.Models,
+    prompts: reading.Prompts = None,
+    column: reading.Column = None,
+    limit: reading.Limit = None,
+    device: common.Device = "auto",
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Restriction maps sqrt(A_ij) W_V of every layer in absolute terms, Dirichlet energy, and the sheaf Laplacian's trace."""
+    from wallprobe.hooks.sheaf import maps as instrument
+
+    measured = reading.measure(
+        models,
+        "maps",
+        lambda loaded, chosen, follow: instrument(loaded, chosen, on_progress=follow),
+        (prompts, column, limit),
+        device=device,
+        runs=runs,
+        results=results,
+    )
+    reading.show(measured, json, _table)
+
+
+def _table(result: "Result") -> Any:
+    from rich.markup import escape
+
+    from wallprobe.cli.gains_tables import empty, figure
+
+    caption = f"{result.summary['n_prompts']} prompts ({escape(result.summary['prompts'])}); means over heads and prompts"
+    table = empty(f"Restriction maps of {escape(result.manifest['subject'])}", caption)
+    for head in ("layer", *HEADS.values()):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in result.values:
+        table.add_row(str(row["layer"]), *(figure(row[name]) for name in HEADS))
+    return table

@@ -1,0 +1,86 @@
+"""`wallprobe rescale`: what a sub-layer's output is worth, by scaling it."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wallprobe.cli import common, reading
+
+if TYPE_CHECKING:
+    from wallprobe.results import Result
+
+PLACES = {"all": "all tokens", "sink": "sinks alone", "non_sink": "other tokens"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="rescale")(rescale)
+
+
+def rescale(
+    models: reading.Models,
+    layers: Annotated[str | None, typer.Option(help="Layers, such as 11,28,29.", show_default="the last two")] = None,
+    branch: Annotated[str, typer.Option(help="mlp or attn.")] = "mlp",
+    scales: Annotated[str, typer.Option(help="Factors of the sub-layer's output.")] = "0,0.5,1,2",
+    prompts: reading.Prompts = None,
+    column: reading.Column = None,
+    limit: reading.Limit = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of control layers.")] = 42,
+    device: common.Device = "auto",
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Scale a sub-layer's output at all tokens, at sinks or elsewhere: change of loss, entropy and first choice, beside random layers."""
+    from wallprobe.hooks.rescale import rescale as instrument
+
+    wanted = None if layers is None else [int(number) for number in parse_numbers(layers, "--layers", "11,28", whole=True)]
+    factors = parse_numbers(scales, "--scales", "0,0.5,2")
+    measured = reading.measure(
+        models,
+        "rescale",
+        lambda loaded, chosen, follow: instrument(loaded, chosen, wanted, branch, scales=factors, seed=seed, on_progress=follow),
+        (prompts, column, limit),
+        device=device,
+        runs=runs,
+        results=results,
+    )
+    reading.show(measured, json, _table)
+
+
+def parse_numbers(text: str, option: str, example: str, *, whole: bool = False) -> list[float]:
+    """Numbers as typed, separated by commas.
+
+    Raises:
+        ConfigError: if one is none.
+    """
+    from wallprobe.errors import ConfigError
+
+    try:
+        return [float(int(part)) if whole else float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} '{text}' is no list of {'whole ' if whole else ''}numbers; give for instance {example}") from None
+
+
+def _table(result: "Result") -> Any:
+    from rich.markup import escape
+
+    from wallprobe.cli.gains_tables import empty
+
+    summary = result.summary
+    name = "MLP" if summary["branch"] == "mlp" else "attention"
+    caption = f"{summary['n_prompts']} prompts, {summary['n_sinks']} sinks; times 1 changed nothing; control: a layer drawn at random"
+    table = empty(f"{escape(result.manifest['subject'])}: change of the loss (nats) when the {name}'s output is scaled", caption)
+    rows = [row for row in result.values if row["scale"] != 1.0]
+    table.add_column("layer", justify="right")
+    table.add_column("scaled at")
+    factors = list(dict.fromkeys(row["scale"] for row in rows))
+    for factor in factors:
+        table.add_column(f"x {factor:g}", justify="right")
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        for place, words in PLACES.items():
+            cells = [row for row in rows if row["layer"] == layer and row["place"] == place]
+            values = ["-" if row["delta_nll"] is None else f"{row['delta_nll']:+.3f}" for row in cells]
+            mark = " [dim]control[/dim]" if cells[0]["is_control"] else ""
+            table.add_row(f"{layer}{mark}" if place == "all" else "", words, *values, end_section=place == "non_sink")
+    return table

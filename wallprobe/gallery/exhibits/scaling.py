@@ -1,0 +1,118 @@
+"""The exhibit of kind "scaling": the models, the line through them with its band for a new model, and the fit without each of them."""
+
+import math
+from typing import Any
+
+from wallprobe.gallery import charts
+from wallprobe.gallery.charts import Spec
+from wallprobe.gallery.exhibit import Exhibit, Figure, Glance, Table, chart
+from wallprobe.gallery.exhibits.table import headline, tables
+from wallprobe.results import Result
+
+FITS = ("label", "alpha", "alpha_se", "r2", "p", "low", "high")
+FIT_COLUMNS = ("size", "alpha", "standard error", "R²", "p", "95 % from", "to")
+
+
+def exhibit(result: Result) -> Exhibit:
+    """The law with its band, leave-one-out slopes, the fits as tables, and the extrapolations."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for record in result.values:
+        parts.setdefault(str(record.get("part")), []).append(record)
+    if not parts.get("model") or not parts.get("extrapolation"):
+        return Exhibit(headline(result, "A scaling law"), tables(result))
+    sections: list[Figure | Table] = [_law(result, parts)]
+    if parts.get("without"):
+        sections.append(_without(result, parts["without"]))
+    rows = [[record[name] for name in FITS] for record in parts.get("fit", [])]
+    sections.append(
+        Table("The same fit on other measures of size", FIT_COLUMNS, rows, "Ordinary least squares in log10; interval: Student's t.")
+    )
+    columns = ("parameters", "formula", "95 % from", "to", "anchored at the largest model", "published")
+    names = ("label", "formula", "low", "high", "anchored", "seed_says")
+    rows = [[record[name] for name in names] for record in parts["extrapolation"]]
+    sections.append(Table("Extrapolated gain", columns, rows, "The interval is of one new model, not of the line."))
+    gains = [math.log10(record["gain"]) for record in parts["model"] if record["gain"]]
+    return Exhibit(headline(result, "A scaling law"), tuple(sections), Glance("bars", (tuple(gains),), 0.0))
+
+
+def _law(result: Result, parts: dict[str, list[dict[str, Any]]]) -> Figure:
+    models, ahead = parts["model"], sorted(parts["extrapolation"], key=lambda record: float(record["x"]))
+    largest = max(record["x"] for record in models)
+    line = sorted([*models, *ahead], key=lambda record: float(record["x"]))
+    points = {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": "measured",
+        "x": [record["x"] for record in models],
+        "y": [record["gain"] for record in models],
+        "text": [charts.text(str(record["label"]).removeprefix("pythia-")) for record in models],
+        "textposition": ["top center" if place % 2 else "bottom center" for place in range(len(models))],
+        "marker": {"color": "@series-2", "size": 9},
+        "hovertemplate": "%{text}: %{y:.3g} at %{x:.3g}<extra></extra>",
+    }
+    edge = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    x = [record["x"] for record in line]
+    band = [
+        edge | {"x": x, "y": [record["low"] for record in line]},
+        edge
+        | {"x": x, "y": [record["high"] for record in line], "fill": "tonexty", "fillcolor": "@series-1-soft", "showlegend": True}
+        | {"name": "95 % of a new model"},
+    ]
+    fitted = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "fitted",
+        "x": [record["x"] for record in line],
+        "y": [record["formula"] for record in line],
+        "line": {"color": "@series-1", "width": 2},
+    }
+    told = [record for record in ahead if record["seed_says"] is not None and record["x"] > largest]
+    said = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "published extrapolation",
+        "x": [record["x"] for record in told],
+        "y": [record["seed_says"] for record in told],
+        "marker": {"color": "@ink", "size": 9, "symbol": "x"},
+    }
+    layout: Spec = {
+        "xaxis": charts.axis("parameters", type="log", dtick=1, showgrid=False),
+        "yaxis": charts.axis("gain of the last MLP", type="log", dtick=1),
+        "shapes": [
+            {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": largest, "x1": largest}
+            | {"line": {"color": "@ink", "width": 1.2, "dash": "dot"}, "name": "largest model measured", "showlegend": True}
+        ],
+    }
+    summary = result.summary
+    title = f"Gain grows as parameters to the {summary['alpha']:.3f} ± {summary['alpha_se']:.3f}, over {summary['n_models']} models"
+    caption = f"Both axes logarithmic. R² {summary['r2']:.2f}, p {summary['p']:.3g}. Right of the dotted line nothing was measured."
+    spec = {"data": [*band, fitted, points, *([said] if told else [])], "layout": layout}
+    return chart(title, spec, alt=f"Points of gain against parameters with a line and a band. {title}.", caption=caption, height=420)
+
+
+def _without(result: Result, records: list[dict[str, Any]]) -> Figure:
+    """Slope and p of the fit without each model."""
+    half = [(record["high"] - record["low"]) / 2 for record in records]
+    colors = ["@series-2" if record["p"] >= 0.05 else "@series-1" for record in records]
+    points = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [charts.text(str(record["label"]).removeprefix("pythia-")) for record in records],
+        "y": [record["alpha"] for record in records],
+        "customdata": [record["p"] for record in records],
+        "error_y": {"type": "data", "array": half, "thickness": 1.2, "width": 3, "color": "@ink"},
+        "marker": {"color": colors, "size": 9},
+        "hovertemplate": "without %{x}: %{y:.3f}, p %{customdata:.3f}<extra></extra>",
+        "showlegend": False,
+    }
+    lost = sum(record["p"] >= 0.05 for record in records)
+    span = f"{result.summary['loo_alpha_low']:.3f} to {result.summary['loo_alpha_high']:.3f}"
+    title = f"Without one model the exponent is {span}; p exceeds 0.05 for {lost}"
+    layout: Spec = {
+        "xaxis": charts.axis("model left out", showgrid=False, type="category"),
+        "yaxis": charts.axis("exponent", rangemode="tozero"),
+        "shapes": [charts.rule_line(result.summary["alpha"], "all models")],
+    }
+    caption = "Whiskers: 95 % t interval. Orange: p at or above 0.05."
+    listed = ", ".join(f"{record['label']} {record['alpha']:.3f} (p {record['p']:.3f})" for record in records)
+    return chart(title, {"data": [points], "layout": layout}, alt=f"{title}. {listed}.", caption=caption, height=300)

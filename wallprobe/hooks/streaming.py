@@ -1,0 +1,284 @@
+"""Gains of models larger than memory: one block in memory at a time, every prompt through it, nothing kept but hidden states and norms.
+
+Each weight is read once for any number of prompts; what was done is kept, so that an interrupted measurement goes on at its block
+(specification of the gains, C).
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wallprobe.errors import CheckpointError, ConfigError, InstrumentError
+from wallprobe.hooks.gain_math import Norms, Terms
+from wallprobe.hooks.gain_report import Settings, Subject, report
+from wallprobe.hooks.gains import MAX_TOKENS, batches, block_norms, check_finite, check_identity
+from wallprobe.hooks.prompt_sets import PromptSet
+from wallprobe.manifest import Stopwatch
+from wallprobe.results import Result
+from wallprobe.storage import ensure_directory, write_atomic
+from wallprobe.streamed import Streamed
+
+GIB = 1 << 30
+BASE = 600 << 20  # what Python, torch and transformers take themselves
+STATE, KEY = "stream.safetensors", "key"
+EVERY = 5.0  # seconds between two savings of what was done
+
+
+class _Watch(threading.Thread):
+    """Peak anonymous memory of this process while it runs, in bytes; None where the system does not tell."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak: int | None = anonymous_bytes()
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while self.peak is not None and not self._over.wait(0.02):
+            self.peak = max(self.peak, anonymous_bytes() or 0)
+
+    def stop(self) -> float | None:
+        """End; the peak in GiB."""
+        self._over.set()
+        self.join()
+        return None if self.peak is None else round(self.peak / GIB, 3)
+
+
+def anonymous_bytes() -> int | None:
+    """Anonymous memory of this process now; pages of files do not count, the system can drop them."""
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("RssAnon")), None)
+
+
+def available_bytes() -> int | None:
+    """Memory that is free for use now; None where the system does not tell."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable")), None)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as typed: 8GiB, 500M, 1.5G.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    units = {"": GIB, "K": 1 << 10, "M": 1 << 20, "G": GIB, "T": 1 << 40}
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
+    if match is None or not float(match[1]):
+        raise ConfigError(f"--max-ram '{text}' is no size; give for instance 8GiB, 500M or 1.5G")
+    return int(float(match[1]) * units[match[2]])
+
+
+def default_budget() -> int | None:
+    """Four fifths of the memory that is free now; None where the system does not tell."""
+    free = available_bytes()
+    return None if free is None else free * 4 // 5
+
+
+def estimate_bytes(model: Streamed, prompts: PromptSet) -> int:
+    """Peak anonymous memory of streaming: the largest block in fp32, hidden states before and after it, one batch's activations."""
+    tokens = sum(len(row) for row in prompts.tokens)
+    longest = max(len(row) for row in prompts.tokens)
+    width = max(max(shape) for name, shape in model.shards.shapes.items() if f".{model.stack}." in f".{name}")
+    batch = min(max(MAX_TOKENS, longest), tokens)
+    activations = 4 * batch * (4 * width + 16 * model.d_model) + 8 * batch * 16 * model.d_model
+    return BASE + max(model.block_bytes) + 2 * 4 * tokens * model.d_model + activations
+
+
+def check_definition(settings: Settings) -> Callable[[Norms, int], Terms]:
+    """What makes gains of norms.
+
+    Raises:
+        ConfigError: if the definition needs more than norms.
+    """
+    if settings.definition.terms is None:
+        raise ConfigError(f"--gain {settings.definition.name} needs the whole model in memory; leave --stream out or give another --gain")
+    return settings.definition.terms
+
+
+def check_budget(model: Streamed, prompts: PromptSet, max_ram: int | None) -> int:
+    """The estimate.
+
+    Raises:
+        ConfigError: if it is above the budget.
+    """
+    needed = estimate_bytes(model, prompts)
+    if max_ram is not None and needed > max_ram:
+        raise ConfigError(
+            f"streaming {model.name} takes about {needed / GIB:.2f} GiB (its largest block {max(model.block_bytes) / GIB:.2f}), "
+            f"--max-ram allows {max_ram / GIB:.2f}; raise it, or read fewer prompts with --limit"
+        )
+    return needed
+
+
+def stream_gains(
+    model: Streamed,
+    prompts: PromptSet,
+    settings: Settings,
+    *,
+    state: Path | None = None,
+    max_ram: int | None = None,
+    every: float = EVERY,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """What `gains` gives, block by block.
+
+    Args:
+        model: an opened checkpoint.
+        prompts: what it reads.
+        settings: how gains are made of norms.
+        state: folder where what was done is kept until the end; None keeps nothing.
+        max_ram: budget in bytes, refused beforehand where the estimate is above it.
+        every: seconds between two savings.
+        on_progress: told (blocks done, blocks in all).
+
+    Raises:
+        ConfigError: if the budget is too small, or the definition needs more than norms.
+        CheckpointError: if a tensor is missing or of another shape.
+        InstrumentError: if the parts of a block do not add up, or a norm is not finite.
+    """
+    terms_of = check_definition(settings)
+    check_budget(model, prompts, max_ram)
+    watch, memory = Stopwatch(), _Watch()
+    memory.start()
+    try:
+        with torch.inference_mode():
+            norms = _walk(model, prompts, state, every, on_progress)
+    finally:
+        peak = memory.stop()
+    subject = Subject(
+        model.name,
+        model.kind,
+        model.n_layers,
+        model.d_model,
+        model.weight_hash,
+        model.parallel,
+        model.n_params,
+        model.n_params_non_embedding,
+        streamed=True,
+        peak_gib=peak,
+    )
+    terms = [terms_of(one, model.d_model) for one in norms]
+    return report(subject, prompts, settings, norms, terms, watch)
+
+
+def _walk(
+    model: Streamed, prompts: PromptSet, state: Path | None, every: float, on_progress: Callable[[int, int], None] | None
+) -> list[Norms]:
+    """Every block in turn; every batch through each."""
+    groups = list(batches(prompts))
+    started = [model.start(torch.stack([prompts.tokens[index] for index in members])) for members in groups]
+    hidden, named = [first for first, _ in started], [calls for _, calls in started]
+    key = _key(model, prompts)
+    done, hidden, rows = _resume(state, key, hidden)
+    saved = Stopwatch()
+    for layer in range(done, model.n_layers):
+        module, attention, mlp = model.block(layer)
+        if layer + 1 < model.n_layers:
+            model.shards.will_need(model.names(layer + 1).values())
+        for place, calls in enumerate(named):
+            hidden[place], row = _through(model, layer, (module, attention, mlp), hidden[place], calls[layer])
+            check_finite(model.name, row["resid_post"], layer)
+            rows[place].append(row)
+        del module, attention, mlp
+        if state is not None and (saved.seconds() >= every or layer + 1 == model.n_layers):
+            _save(state, key, layer + 1, hidden, rows)
+            saved = Stopwatch()
+        if on_progress is not None:
+            on_progress(layer + 1, model.n_layers)
+    found: dict[int, Norms] = {}
+    for members, batch in zip(groups, rows, strict=True):
+        stacked = {name: torch.stack([row[name] for row in batch], dim=1) for name in batch[0]}
+        check_identity(model.name, stacked["identity_error"])
+        for row_number, index in enumerate(members):
+            found[index] = Norms(**{field.name: stacked[field.name][row_number] for field in fields(Norms)})
+    if state is not None:
+        shutil.rmtree(state, ignore_errors=True)
+    return [found[index] for index in range(len(prompts.tokens))]
+
+
+def _through(
+    model: Streamed, layer: int, parts: tuple[nn.Module, nn.Module, nn.Module], hidden: Tensor, call: tuple[Any, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One batch through one block; its output and its norms."""
+    module, attention, mlp = parts
+    live: dict[str, Tensor] = {"resid_pre": hidden}
+
+    def watch(branch: str) -> Callable[..., None]:
+        def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            if f"{branch}_out" in live:
+                raise InstrumentError(f"{model.name}: {branch} of layer {layer} was called twice; no gain reported")
+            live[f"{branch}_in"] = positional[0] if positional else named["hidden_states"]
+            live[f"{branch}_out"] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [part.register_forward_hook(watch(branch), with_kwargs=True) for part, branch in ((attention, "attn"), (mlp, "mlp"))]
+    try:
+        output = module(hidden, *call[0], **call[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    after = output[0] if isinstance(output, tuple) else output
+    missing = sorted({"attn_in", "attn_out", "mlp_in", "mlp_out"} - live.keys())
+    if missing:
+        raise InstrumentError(f"{model.name}: {', '.join(missing)} of layer {layer} did not fire; no gain reported")
+    return after, block_norms(live | {"resid_post": after}, model.parallel)
+
+
+def _key(model: Streamed, prompts: PromptSet) -> str:
+    """What a saved state must be of: these files and these prompts."""
+    stats = {name: (model.shards.folder / name).stat() for name in sorted(set(model.shards.files.values()))}
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
+    return hashlib.sha256(json.dumps([prompts.data_hash, files, model.n_layers]).encode()).hexdigest()
+
+
+def _save(state: Path, key: str, done: int, hidden: list[Tensor], rows: list[list[dict[str, Tensor]]]) -> None:
+    """Hidden states and norms so far, whole or not at all."""
+    from safetensors.torch import save
+
+    ensure_directory(state)
+    tensors = {f"hidden.{place}": one.contiguous() for place, one in enumerate(hidden)}
+    for place, batch in enumerate(rows):
+        tensors |= {f"norms.{place}.{name}": torch.stack([row[name] for row in batch]) for name in batch[0]}
+    write_atomic(state / STATE, save(tensors, {KEY: key, "done": str(done)}))
+
+
+def _resume(state: Path | None, key: str, hidden: list[Tensor]) -> tuple[int, list[Tensor], list[list[dict[str, Tensor]]]]:
+    """Blocks done, hidden states and norms; from the start where nothing of these files and prompts is kept."""
+    fresh: list[list[dict[str, Tensor]]] = [[] for _ in hidden]
+    if state is None or not (state / STATE).is_file():
+        return 0, hidden, fresh
+    from safetensors import safe_open
+
+    try:
+        with safe_open(state / STATE, "pt") as handle:
+            told: dict[str, str] = handle.metadata() or {}
+            if told.get(KEY) != key:
+                return 0, hidden, fresh
+            tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise CheckpointError(f"what was kept in {state / STATE} is damaged ({error}); remove it") from error
+    done = int(told["done"])
+    for name, tensor in tensors.items():
+        if name.startswith("norms."):
+            _, place, which = name.split(".")
+            batch = fresh[int(place)]
+            batch.extend({} for _ in range(done - len(batch)))
+            for layer in range(done):
+                batch[layer][which] = tensor[layer]
+    return done, [tensors[f"hidden.{place}"] for place in range(len(hidden))], fresh

@@ -1,0 +1,282 @@
+"""A decoder whose blocks come one at a time: built without memory by transformers, filled from shards, emptied again.
+
+Stands beside models.py and is the only other file that imports transformers: what it builds is no transformer-lens model, since one
+block at a time has no hooks of a whole.
+"""
+
+import copy
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from wallprobe.errors import CheckpointError, UnknownNameError
+from wallprobe.models import check_complete, first_line, hash_files, quiet, refuse_encoder, unreachable
+from wallprobe.shards import INDEX, SINGLE, Shards
+from wallprobe.sizes import count
+
+ATTENTION, STACKS = ("self_attn", "attention", "attn"), ("layers", "h")
+PARALLEL = ("gptj", "phi", "codegen", "cohere")  # attention and MLP read the same residual without saying so in their config
+HASHED = 4 << 30  # bytes up to which a checkpoint's SHA-256 is worth the reading
+
+
+class _Recorder(nn.Module):
+    """Stands where a block will: keeps what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.hidden: Tensor | None = None
+
+    def forward(self, hidden: Tensor, *positional: Any, **named: Any) -> Tensor:
+        """The hidden states as they came."""
+        self.given.append((positional, named))
+        self.hidden = hidden
+        return hidden
+
+
+@dataclass
+class Streamed:
+    """A decoder on disk.
+
+    Attributes:
+        name: how the user called it.
+        kind: "folder" or "hub".
+        n_layers, d_model, context, vocabulary: its shape.
+        n_params, n_params_non_embedding: its size.
+        parallel: attention and MLP read the same residual.
+        tokenizer: the Hugging Face tokenizer.
+        shards: the files.
+        weight_hash: SHA-256 of the weights' files; None above 4 GiB, where reading them all first would double the work.
+        block_bytes: of each block in fp32.
+    """
+
+    name: str
+    kind: str
+    n_layers: int
+    d_model: int
+    context: int
+    vocabulary: int
+    n_params: int
+    n_params_non_embedding: int
+    parallel: bool
+    tokenizer: Any
+    shards: Shards
+    weight_hash: str | None
+    block_bytes: list[int]
+    config: Any
+    blocks: nn.ModuleList
+    stack: str
+    prefix: str
+
+    def close(self) -> None:
+        """Close its files."""
+        self.shards.close()
+
+    def names(self, layer: int) -> dict[str, str]:
+        """Parameters of a block: name within it -> name in the shards."""
+        module = self.blocks[layer]
+        return {name: self.prefix + f"{self.stack}.{layer}.{name}" for name in module.state_dict()}
+
+    def check(self) -> None:
+        """Hold every block's parameters to the shards, before hours are spent.
+
+        Raises:
+            CheckpointError: if one is missing or of another shape.
+        """
+        for layer, module in enumerate(self.blocks):
+            shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+            for name, stored in self.names(layer).items():
+                if stored not in self.shards.shapes:
+                    raise CheckpointError(f"{self.name} lacks {stored}, which its config asks for; fetch it again")
+                if self.shards.shapes[stored] != shapes[name]:
+                    raise CheckpointError(f"{stored} of {self.name} has shape {self.shards.shapes[stored]}, its config says {shapes[name]}")
+
+    def block(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """A block with its weights in fp32, its attention module and its MLP; the caller lets go of it.
+
+        Raises:
+            CheckpointError: if the block cannot be filled, or is laid out differently.
+        """
+        module = copy.deepcopy(self.blocks[layer])
+        filled = {name: self.shards.tensor(stored) for name, stored in self.names(layer).items()}
+        module.load_state_dict(filled, strict=True, assign=True)
+        if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
+            raise CheckpointError(f"{self.name} keeps tables inside its blocks that no file holds; it cannot be streamed")
+        attention = next((getattr(module, name) for name in ATTENTION if hasattr(module, name)), None)
+        mlp = getattr(module, "mlp", None)
+        if not isinstance(attention, nn.Module) or not isinstance(mlp, nn.Module):
+            raise CheckpointError(f"{self.name} is laid out differently: no attention or no mlp in its blocks; it cannot be streamed")
+        return module.eval(), attention, mlp
+
+    def start(self, tokens: Int[Tensor, "batch index"]) -> tuple[Float[Tensor, "batch index d_model"], list[tuple[Any, Any]]]:
+        """What the first block reads, and what each block is called with besides (masks, rotations), computed once."""
+        with quiet():
+            small = copy.deepcopy(self.config)
+            small.num_hidden_layers, small.vocab_size, small.pad_token_id = 0, 1, None
+            base, _ = _base(_from_config(small))
+        base.config.num_hidden_layers = self.n_layers
+        recorders = [_Recorder() for _ in range(self.n_layers)]
+        setattr(base, self.stack, nn.ModuleList(recorders))
+        embedding = base.get_input_embeddings()
+        place = next(name for name, module in base.named_modules() if module is embedding)
+        for name, parameter in base.named_parameters():
+            if not name.startswith((f"{self.stack}.", f"{place}.")):
+                stored = self._stored(name)
+                parameter.data = self.shards.tensor(stored)
+        ids, inverse = torch.unique(tokens, return_inverse=True)
+        embedded = self.shards.rows(self._stored(f"{place}.weight"), ids.tolist())[inverse]
+        with torch.inference_mode():
+            base.eval()(inputs_embeds=embedded, attention_mask=torch.ones_like(tokens), use_cache=False)
+        first = recorders[0].hidden
+        if first is None or any(len(recorder.given) != 1 for recorder in recorders):
+            raise CheckpointError(f"{self.name} does not call its blocks once each, in order; it cannot be streamed")
+        return first, [recorder.given[0] for recorder in recorders]
+
+    def _stored(self, name: str) -> str:
+        if self.prefix + name not in self.shards.shapes:
+            raise CheckpointError(f"{self.name} lacks {self.prefix + name}, which its config asks for; fetch it again")
+        return self.prefix + name
+
+
+def _from_config(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    maker: Any = AutoModelForCausalLM
+    return maker.from_config(config, attn_implementation="eager", dtype=torch.float32)
+
+
+def _base(model: Any) -> tuple[Any, str]:
+    """The model below its head, and the name of its stack of blocks."""
+    base = model.base_model
+    stack = next((name for name in STACKS if isinstance(getattr(base, name, None), nn.ModuleList)), None)
+    if stack is None:
+        raise CheckpointError(f"{type(model).__name__} has no stack of blocks named {' or '.join(STACKS)}; it cannot be streamed")
+    return base, stack
+
+
+def resolve(source: str) -> tuple[Path, str]:
+    """The folder of a source, fetched from the hub where it is none here, and its kind.
+
+    Raises:
+        UnknownNameError: if it is neither a Hugging Face folder nor to be had from the hub.
+        CheckpointError: for a .gguf file.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        raise CheckpointError(f"{source} is a GGUF file, whose quantised blocks transformers can only unpack whole; leave --stream out")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UnknownNameError(f"folder {source} is no Hugging Face model (config.json); runs are small, leave --stream out")
+        return path, "folder"
+    if "/" not in source:
+        raise UnknownNameError(f"'{source}' is no folder here and no hub id; runs are small, leave --stream out")
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = source.partition("@")
+    try:
+        with quiet():
+            found = snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt"],
+            )
+    except Exception as error:
+        raise unreachable(source, error) from error
+    return Path(found), "hub"
+
+
+def open_streamed(source: str) -> Streamed:
+    """Open a checkpoint for streaming; nothing but headers is read.
+
+    Args:
+        source: a Hugging Face folder or a hub id.
+
+    Raises:
+        UnknownNameError, CheckpointError: as `resolve` and `Shards`; if the model is no causal decoder with a stack of blocks.
+    """
+    folder, kind = resolve(source)
+    with quiet():
+        from transformers import AutoConfig, AutoTokenizer
+
+        try:
+            config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+            with torch.device("meta"):
+                model = _from_config(config)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{source} cannot be built as a causal language model: {first_line(error)}") from error
+    refuse_encoder(source, config)
+    base, stack = _base(model)
+    shards = Shards(folder)
+    blocks = getattr(base, stack)
+    first = next(iter(blocks[0].state_dict()))
+    prefix = next((p for p in (f"{model.base_model_prefix}.", "") if f"{p}{stack}.0.{first}" in shards.shapes), None)
+    if prefix is None:
+        shards.close()
+        check_complete(source, {"missing_keys": [f"{stack}.0.{first}"]})
+    total, inner = count(model)
+    parallel = bool(getattr(config, "use_parallel_residual", False)) or config.model_type in PARALLEL
+    files = sorted(folder.glob("*.safetensors"))
+    known = sum(path.stat().st_size for path in files) <= HASHED
+    context = int(getattr(config, "max_position_embeddings", getattr(config, "n_positions", 1 << 20)))
+    made = Streamed(
+        source,
+        kind,
+        len(blocks),
+        int(config.hidden_size),
+        context,
+        int(config.vocab_size),
+        total,
+        inner,
+        parallel,
+        tokenizer,
+        shards,
+        hash_files(files) if known else None,
+        [4 * sum(parameter.numel() for parameter in block.parameters()) for block in blocks],
+        config,
+        blocks,
+        stack,
+        str(prefix),
+    )
+    try:
+        made.check()
+    except CheckpointError:
+        shards.close()
+        raise
+    return made
+
+
+def size_in_memory(source: str) -> int | None:
+    """Bytes that a model would take in fp32, from headers or, on the hub, from its index; None where they do not tell."""
+    folder = Path(source)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in (INDEX, SINGLE)) or not (folder / "config.json").is_file():
+            return None
+        with Shards(folder) as shards:
+            return sum(4 * _numel(shape) for shape in shards.shapes.values())
+    return None if folder.suffix == ".gguf" or "/" not in source else _size_on_hub(source)
+
+
+def _size_on_hub(source: str) -> int | None:
+    """From the index, a small file; a model in a single shard fits in memory and has none."""
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = source.partition("@")
+    try:
+        with quiet():
+            index, config = (Path(hf_hub_download(repository, name, revision=revision or None)) for name in (INDEX, "config.json"))
+        told = json.loads(config.read_text(encoding="utf-8"))
+        width = getattr(torch, str(told.get("torch_dtype") or told.get("dtype") or "float32")).itemsize
+        return 4 * int(json.loads(index.read_text(encoding="utf-8"))["metadata"]["total_size"]) // int(width)
+    except Exception:  # whatever is wrong with the model is said, better, by its loading
+        return None
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return math.prod(shape)
