@@ -1,7 +1,7 @@
 """The one seam to transformer-lens: build a small HookedTransformer, load any decoder, name its hooks.
 
 A source is a run name (`p5`, `p5@1337`), a run folder, a local Hugging Face folder, a .gguf file or a hub id. Weights are
-never processed (no folding, no centring). Nothing outside this file constructs a model.
+never processed (no folding, no centring). Nothing outside this file constructs a transformer-lens model.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from wallprobe import runs
+from wallprobe.endogenous import add_endogenous
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError, UnknownNameError
 from wallprobe.sizes import SIZES, count
 from wallprobe.storage import sha256_file
@@ -105,7 +106,7 @@ class Loaded:
 
     Attributes:
         name: how the user called it.
-        kind: "run", "folder", "gguf" or "hub".
+        kind: "run", "folder", "gguf", "hub", or "net" (a network of the audit).
         model: HookedTransformer or TransformerBridge; both answer to the same hook names.
         n_layers: blocks.
         d_model: width of the residual stream.
@@ -209,7 +210,7 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
         )
         model: nn.Module = HookedTransformer(config)
     wanted = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    _add_endogenous(model, shape, wanted)
+    add_endogenous(model, shape, wanted)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     wrong = sorted(name for name in expected.keys() | wanted.keys() if expected.get(name) != getattr(wanted.get(name), "shape", None))
     if wrong:
@@ -220,54 +221,52 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
     return model.eval()
 
 
-def _add_endogenous(model: Any, shape: Mapping[str, int], state: Mapping[str, Tensor]) -> None:
-    """Give the model the mechanisms whose parameters are in the state. They act from outside the hooks that instruments use."""
-    if any(name.startswith("temperature.") for name in state):
-        model.temperature = _Temperature(shape["d_model"]).to(model.cfg.device)
-        model.unembed.register_forward_hook(lambda _, given, logits: logits / model.temperature(given[0])[..., None])
-    if any(".attn.gate." in name for name in state):
-        for block in model.blocks:
-            block.attn.gate = _Gate(shape["d_model"], shape["n_heads"]).to(model.cfg.device)
-            block.attn.gate.attach(block.attn, model.pos_embed)
+def hooked(net: Any, name: str = "net") -> Loaded:
+    """A network of the audit (`training.nets.Net`) with transformer-lens hook names, for the shared cache.
+
+    `hook_embed` is h_0, `blocks.L.hook_resid_pre` and `blocks.L.hook_resid_post` are the states before and after a block, each as
+    `[batch, index, width]`: a vector has one index, a map one for each pixel. What a hook returns goes on through the network.
+
+    Args:
+        net: the network; its weights are shared, not copied.
+        name: what to call it.
+    """
+    with quiet():
+        from transformer_lens import HookedRootModule
+        from transformer_lens.hook_points import HookPoint
+
+    class Point(nn.Module):
+        """The hooks of a block."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.hook_resid_pre, self.hook_resid_post = HookPoint(), HookPoint()
+
+    class Hooked(HookedRootModule):  # type: ignore[misc]
+        """The network between hooks."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.hook_embed = net, HookPoint()
+            self.blocks = nn.ModuleList(Point() for _ in net.blocks)
+            self.setup()
+
+        def forward(self, x: Tensor, stop_at_layer: int | None = None) -> Tensor:
+            """Logits, or the state before a block."""
+            h = _through(self.hook_embed, self.net.embed(x))
+            for block, point in list(zip(self.net.blocks, self.blocks, strict=True))[:stop_at_layer]:
+                h = _through(point.hook_resid_post, block(_through(point.hook_resid_pre, h)))
+            out: Tensor = self.net.readout(h) if stop_at_layer is None else h
+            return out
+
+    return Loaded(name, "net", Hooked().eval(), len(net.blocks), net.widths[-1], None)
 
 
-class _Temperature(nn.Module):
-    """What the logits are divided by: softplus of a small MLP on the normalised final residual, at least 0.01."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        hidden = max(1, d_model // 4)
-        self.W_in, self.b_in = nn.Parameter(torch.zeros(d_model, hidden)), nn.Parameter(torch.zeros(hidden))
-        self.W_out, self.b_out = nn.Parameter(torch.zeros(hidden)), nn.Parameter(torch.zeros(()))
-
-    def forward(self, normed: Tensor) -> Tensor:
-        """The temperature at each index."""
-        hidden = nn.functional.gelu(normed @ self.W_in + self.b_in)
-        return nn.functional.softplus(hidden @ self.W_out + self.b_out).clamp(min=0.01)
-
-
-class _Gate(nn.Module):
-    """Scales, for each head and index, what the position embedding adds to that head's query and key."""
-
-    def __init__(self, d_model: int, n_heads: int) -> None:
-        super().__init__()
-        self.W, self.b = nn.Parameter(torch.zeros(d_model, n_heads)), nn.Parameter(torch.zeros(n_heads))
-
-    def attach(self, attention: Any, positions: Any) -> None:
-        """Let it act on an attention module: on what `hook_q` and `hook_k` are given, before any hook an instrument puts there."""
-        now: dict[str, Tensor] = {}
-
-        def read(_: nn.Module, __: tuple[Any, ...], named: dict[str, Any]) -> None:
-            given, past = named["query_input"], named.get("past_kv_cache_entry")
-            start = 0 if past is None else past.past_keys.shape[1]
-            now["opened"] = (given @ self.W + self.b).sigmoid()[..., None]
-            now["placed"] = positions.W_pos[start : start + given.shape[1]]
-
-        attention.register_forward_pre_hook(read, with_kwargs=True)
-        for hook, name in ((attention.hook_q, "W_Q"), (attention.hook_k, "W_K")):
-            hook.register_forward_hook(
-                lambda _, __, value, name=name: value + now["opened"] * torch.einsum("id,hdk->ihk", now["placed"], getattr(attention, name))
-            )
+def _through(hook: Any, state: Tensor) -> Tensor:
+    """A state through a hook as [batch, index, width], and back in its own shape."""
+    rows = state[:, None] if state.ndim == 2 else state.flatten(2).transpose(1, 2) if state.ndim == 4 else state
+    out: Tensor = hook(rows)
+    return out[:, 0] if state.ndim == 2 else out.transpose(1, 2).reshape(state.shape) if state.ndim == 4 else out
 
 
 def load_run(run: runs.Run, device: str = "cpu") -> Loaded:

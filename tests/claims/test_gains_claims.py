@@ -14,7 +14,7 @@ from wallprobe.results import Result, dataset
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory):
     nowhere = tmp_path_factory.mktemp("nowhere")
-    found = judge_all(area(), gains_published.measurements(nowhere, bundled=False))
+    found = judge_all(area(), gains_published.measurements("published", nowhere, bundled=False))
     return {item.claim.id.removeprefix("gains."): item for item in found}
 
 
@@ -62,7 +62,7 @@ def measured(model, weight_hash, final, **more):
 def test_a_measured_pythia_counts_by_its_name_and_only_if_measured_the_seeds_way(tmp_path):
     measured("EleutherAI/pythia-70m", "weights", 1.4961).save(tmp_path)
     measured("EleutherAI/pythia-12b", "others", 7.7, definition="update_ratio").save(tmp_path)
-    found = {item.claim.id: item for item in judge_all(area(), gains_published.measurements(tmp_path, bundled=False))}
+    found = {item.claim.id: item for item in judge_all(area(), gains_published.measurements("published", tmp_path, bundled=False))}
     assert (found["gains.final.70m_here"].verdict, found["gains.final.70m_here"].measured) == ("reproduced", 1.4961)
     assert found["gains.final.12b_here"].verdict == "not measured"
 
@@ -77,7 +77,7 @@ def test_a_local_measurement_of_the_bundled_weights_shadows_it(tmp_path, monkeyp
     }
     (folder / "smollm2-135m.json").write_text(json.dumps({"weight_hash": "w", "measurements": {"gains": record}}))
     monkeypatch.setattr(gains_published, "FOLDER", folder)
-    found = {item.claim.id: item for item in judge_all(area(), gains_published.measurements(tmp_path / "none"))}
+    found = {item.claim.id: item for item in judge_all(area(), gains_published.measurements("published", tmp_path / "none"))}
     assert found["gains.beyond.final"].measured == 5.0
     assert found["gains.beyond.attention"].measured == 75.0
     points = published_points()
@@ -85,7 +85,7 @@ def test_a_local_measurement_of_the_bundled_weights_shadows_it(tmp_path, monkeyp
     assert found["gains.beyond.law"].measured == pytest.approx(5.0 / high)
     assert found["gains.beyond.law"].verdict == "not reproduced"
     measured("anything.gguf", "w", 0.5).save(tmp_path / "results")
-    found = {item.claim.id: item for item in judge_all(area(), gains_published.measurements(tmp_path / "results"))}
+    found = {item.claim.id: item for item in judge_all(area(), gains_published.measurements("published", tmp_path / "results"))}
     assert (found["gains.beyond.final"].verdict, found["gains.beyond.final"].measured) == ("not reproduced", 0.5)
 
 

@@ -1,6 +1,6 @@
 """For maintainers: pack the measurements of a run store into the package, without weights, and write the page of the ledger they give.
 
-    python -m wallprobe.claims.bundle RUNS_FOLDER [--preset small] [--docs docs/ledger-wall.md]
+    python -m wallprobe.claims.bundle RUNS_FOLDER [--area wall] [--preset small] [--docs docs/ledger-wall.md]
 
 One JSON file a run, `bundled/measurements/PRESET/CONDITION@SEED.json`: the run's manifest without its loss curve, and of each
 instrument's Result on those weights the summary, the manifest and, where the ledger reads cells, the long table.
@@ -74,8 +74,7 @@ def pack(source: Source, measurements: Measurements) -> bytes:
 
 def bundled_ledger(area: Area, preset: str) -> str:
     """The Markdown page of the ledger from what is bundled alone, marked as generated."""
-    nowhere = BUNDLE / "no local runs"
-    measurements = read_measurements(preset, nowhere) if area.read is None else area.read(nowhere)
+    measurements = area.read(preset, BUNDLE / "no local runs")
     verdicts = judge_all(area, measurements)
     which = "" if area.name == "wall" else f"--area {area.name} "
     mark = f"<!-- Generated from the bundled measurements: python -m wallprobe.claims.bundle {which}--docs docs/ledger-{area.name}.md -->"
@@ -86,18 +85,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of `python -m wallprobe.claims.bundle`."""
     parser = argparse.ArgumentParser(prog="python -m wallprobe.claims.bundle", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="?", help="run store; without it, only the page is written")
-    parser.add_argument("--preset", default="small")
+    parser.add_argument("--preset", help="default: the area's")
     parser.add_argument("--area", default="wall")
     parser.add_argument("--docs", type=Path, help="write the ledger's page there")
     parser.add_argument("--gains", nargs=3, metavar=("RESULTS", "WEIGHT_HASH", "NAME"), help="pack a model's gains, flow and maps")
     given = parser.parse_args(arguments)
     try:
         area = get_area(given.area)
-        written = pack_all(given.runs, given.preset) if given.runs else []
+        preset = given.preset or area.preset
+        written = [] if given.runs is None else pack_all(given.runs, preset) if area.pack is None else area.pack(given.runs)
         if given.gains:
             written = [*written, gains_published.pack(Path(given.gains[0]), given.gains[1], given.gains[2])]
         if given.docs:
-            write_atomic(given.docs, bundled_ledger(area, given.preset).encode())
+            write_atomic(given.docs, bundled_ledger(area, preset).encode())
     except WallprobeError as error:
         sys.stderr.write(f"wallprobe: {error}\n")
         return 2

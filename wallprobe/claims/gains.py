@@ -20,7 +20,7 @@ FAMILY_NOTE = "another family (Llama); the seed asks for this check itself"
 def area() -> Area:
     """The claims, in reading order."""
     title = "Layer gains and the scaling law (seed 003)"
-    return Area("gains", title, tuple(_claims()), (), read=gains_published.measurements)
+    return Area("gains", title, tuple(_claims()), (), read=gains_published.measurements, from_results=True)
 
 
 def _claims() -> Iterator[Claim]:

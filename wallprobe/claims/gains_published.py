@@ -25,10 +25,11 @@ STAMPS = ("weight_hash", "data_hash", "versions", "created", "formula", "weight_
 KEPT = ("gains", "flow", "maps")
 
 
-def measurements(results: Path | None = None, *, bundled: bool = True) -> Measurements:
+def measurements(preset: str, results: Path | None = None, *, bundled: bool = True) -> Measurements:
     """Every subject of the ledger.
 
     Args:
+        preset: of runs, which none of them is.
         results: result store; its measurements of a model shadow the bundled ones of the same weights.
         bundled: False leaves out what came with the package.
     """

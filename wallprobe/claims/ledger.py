@@ -8,13 +8,15 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from wallprobe.claims.measurements import OTHER, READOUT, Measurements
+from wallprobe.claims.measurements import OTHER, READOUT, Measurements, read_measurements
 from wallprobe.claims.quantities import Quantity, Reading
 from wallprobe.claims.rules import RULES, Interval
 from wallprobe.errors import UnknownNameError
 from wallprobe.plugins import load_group
+from wallprobe.training.audit.job import AuditJob
 
 REPRODUCED, NOT_REPRODUCED, UNMEASURED = VERDICTS = ("reproduced", "not reproduced", "not measured")
 KINDS = ("pattern", "figure")
@@ -70,7 +72,11 @@ class Area:
         pairs: (donor, receiver) of the interchanges.
         instruments: what is measured on which runs: instrument -> conditions, "*" for all.
         readouts: (donor, receiver) of the readouts by depth, each within a seed and from one seed to the next.
-        read: (result store, bundled=) -> what it is judged on, for an area that no run enters; None for runs of a preset.
+        preset: recipe to judge by unless told otherwise.
+        read: from (preset, root, bundled=...) the measurements to judge on; root is the run store, or the result store.
+        from_results: whether root is the result store, for an area that no run enters.
+        audits: seeds -> the audits of training methods that `wallprobe reproduce` makes instead; None for an area of runs.
+        pack: puts the measurements of a run store into the package; None for those of runs.
     """
 
     name: str
@@ -81,7 +87,11 @@ class Area:
     pairs: tuple[tuple[str, str], ...] = ()
     instruments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     readouts: tuple[tuple[str, str], ...] = ()
-    read: Callable[..., Measurements] | None = None
+    preset: str = "small"
+    read: Callable[..., Measurements] = read_measurements
+    from_results: bool = False
+    audits: Callable[[Sequence[int]], Sequence[AuditJob]] | None = None
+    pack: Callable[[Path], list[Path]] | None = None
 
     def __post_init__(self) -> None:
         ids = [claim.id for claim in self.claims]
@@ -144,6 +154,8 @@ def judge(claim: Claim, measurements: Measurements) -> Verdict:
         why = "not defined in these runs" if readings else _missing(claim.quantity, measurements)
         return Verdict(claim, UNMEASURED, note=why)
     value, low, high, interval = _estimate(defined, claim.quantity.over_seeds)
+    if claim.rule == "seeds":  # a count of yes and no, of which Student's interval means nothing
+        low, high, interval = math.nan, math.nan, ""
     failed = _unmet(claim, measurements)
     holds = value in claim.accepted and not failed
     bounded = math.isfinite(low) and math.isfinite(high)

@@ -61,9 +61,15 @@ def make_result(area: Area, measurements: Measurements, verdicts: Sequence[Verdi
         weight_processing="none",
         runs_from={name: source.where for name, source in runs.items()},
         left_out=list(measurements.left_out),
-        rules=_rules(area),
+        rules=used_rules(area),
     )
     return Result("claims", data, along, summary(area, measurements, verdicts), manifest)
+
+
+def used_rules(area: Area) -> dict[str, str]:
+    """The rules that some claim of an area follows."""
+    used = {claim.rule for claim in area.claims}
+    return {name: rule for name, rule in RULES.items() if name in used}
 
 
 def figure_text(value: float) -> str:
@@ -166,14 +172,8 @@ def markdown(area: Area, measurements: Measurements, verdicts: Sequence[Verdict]
         lines += [_row(area, item) for item in shown if item.claim.topic == topic]
     lines += ["", "## How to read it", ""]
     lines += [f"- {line}" for line in _reading(measurements)]
-    lines += [f"- Rule for {'an' if name[0] in 'aeiou' else 'a'} {name}: {rule}." for name, rule in _rules(area).items()]
+    lines += [f"- Rule for {'an' if name[0] in 'aeiou' else 'a'} {name}: {rule}." for name, rule in used_rules(area).items()]
     return "\n".join(lines) + "\n"
-
-
-def _rules(area: Area) -> dict[str, str]:
-    """The rules that some claim of the area is judged by."""
-    used = {claim.rule for claim in area.claims}
-    return {name: rule for name, rule in RULES.items() if name in used}
 
 
 def _row(area: Area, item: Verdict) -> str:

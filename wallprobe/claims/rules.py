@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+EPOCHS, MAGNITUDE = 1.0, 10.0**0.5
 RELATIVE, RESOLUTION, FRACTION, FACTOR, REFERENCE = 0.25, 0.02, 0.05, 1.25**2, 0.13
 WALL, LEARNT, CROSSING, RECOVERED = 3.0, 0.3, 0.01, 0.9
 
@@ -23,6 +24,10 @@ RULES: Mapping[str, str] = MappingProxyType(
         "order": "which of two is the larger, by the sign of their difference; two fractions are apart beyond 0.05 and level within it, "
         "the band of the fractions above",
         "crossing": "an answer crosses in an interchange if it beats its control by more than 0.01, as wallprobe interchange words it",
+        "seeds": "a share of seeds: of those that were measured, how many do what the statement says; all of them unless it says how many",
+        "norm": "a norm, or how much one has grown: within a factor of the square root of 10 either way, its order of magnitude, for the "
+        "data and the length of the training here are not the seed's",
+        "epoch": "the epoch at which something first happens: within one epoch of the seed's",
         "recovery": "a temperature recovers Bayes if it takes away 0.9 of a uniform guess's KL, as wallprobe temperature words it",
         "printed figure": "derived from published measurements: recomputed from them, it must round to what is printed, half a unit "
         "of the last digit either way",
@@ -85,3 +90,13 @@ def about(value: float) -> Interval:
 def reference(low: float, high: float | None = None) -> Interval:
     """Band of a mean of the exact entropy, bits."""
     return Interval(low - REFERENCE, (low if high is None else high) + REFERENCE)
+
+
+def norm(low: float, high: float | None = None) -> Interval:
+    """Band of a norm, or of its growth, given as a figure or a range."""
+    return Interval(low / MAGNITUDE, (low if high is None else high) * MAGNITUDE)
+
+
+def epoch(low: float, high: float | None = None) -> Interval:
+    """Band of a first epoch, given as a figure or a range."""
+    return Interval(low - EPOCHS, (low if high is None else high) + EPOCHS)

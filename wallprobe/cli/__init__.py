@@ -9,6 +9,7 @@ import typer
 from wallprobe.cli import (
     ablate,
     attention,
+    audit,
     calibration,
     claims,
     evaluate,
@@ -49,11 +50,14 @@ COMMANDS = MappingProxyType(
         "temperature": temperature,
         "calibration": calibration,
         "probe": probe,
+        "audit": audit,
         "claims": claims,
         "reproduce": reproduce,
         "gallery": gallery,
     }
 )
+
+GROUPS = MappingProxyType({"audit": audit})  # commands of several commands
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -78,6 +82,10 @@ def main() -> None:
     try:
         if arguments and arguments[0] in COMMANDS and "--help" in arguments:
             # Within the group, typer validates the group's own options first, with pydantic: half of the time a help page takes.
+            if arguments[0] in GROUPS:
+                inner = next((name for name in arguments[1:2] if name in GROUPS[arguments[0]].NAMES), None)
+                prog = " ".join(["wallprobe", arguments[0], *([inner] if inner else [])])
+                GROUPS[arguments[0]].group(inner)(args=["--help"], prog_name=prog)
             build_app(arguments[:1])(args=["--help"], prog_name=f"wallprobe {arguments[0]}")
         build_app()()
     except WallprobeError as error:

@@ -22,8 +22,8 @@ def register(app: typer.Typer) -> None:
 
 
 def claims(
-    area: Annotated[str, typer.Argument(help="Whose claims: wall or gains.", metavar="AREA")],
-    preset: Annotated[str, typer.Option(help="Recipe of the runs to judge by.")] = "small",
+    area: Annotated[str, typer.Argument(help="Whose claims: wall, gains or audit.", metavar="AREA")],
+    preset: Annotated[str | None, typer.Option(help="Recipe of the runs to judge by.", show_default="the area's")] = None,
     verdict: Annotated[
         str | None, typer.Option(help="Show only these: reproduced, 'not reproduced' or 'not measured'.", show_default="all")
     ] = None,
@@ -34,11 +34,10 @@ def claims(
 ) -> None:
     """Hold published claims to what was measured: local runs, and the bundled ones they do not shadow. Trains nothing."""
     from wallprobe.claims.ledger import get_area, judge_all
-    from wallprobe.claims.measurements import read_measurements
 
     wanted = parse_verdict(verdict)
     chosen = get_area(area)
-    measurements = read_measurements(preset, runs) if chosen.read is None else chosen.read(results)
+    measurements = chosen.read(preset or chosen.preset, results if chosen.from_results else runs)
     verdicts = judge_all(chosen, measurements)
     show(chosen, measurements, verdicts, results=results, wanted=wanted, markdown=markdown, json=json)
 

@@ -18,8 +18,10 @@ def register(app: typer.Typer) -> None:
 
 
 def reproduce(
-    area: Annotated[str, typer.Argument(help="What to reproduce: wall.", metavar="AREA")],
-    preset: Annotated[str, typer.Option(help="Recipe: small (a laptop) or paper (the published one).")] = "small",
+    area: Annotated[str, typer.Argument(help="What to reproduce: wall or audit.", metavar="AREA")],
+    preset: Annotated[
+        str | None, typer.Option(help="Recipe: small (a laptop) or paper (the published one).", show_default="the area's")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = "1",
     axes: Annotated[bool, typer.Option("--axes", help="Also the further axes (masks, schedules, ...), on the first seed.")] = False,
     jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
@@ -41,8 +43,14 @@ def reproduce(
     from wallprobe.training.sweep import parse_seeds
 
     chosen, place = get_area(area), models.pick_device(device)
-    if chosen.read is not None:
+    if chosen.from_results:
         raise ConfigError(f"'{area}' trains nothing; measure models (wallprobe gains MODEL...), then: wallprobe claims {area}")
+    preset = preset or chosen.preset
+    if chosen.audits is not None:
+        _audit(chosen, parse_seeds(seeds), runs, jobs)
+        found = chosen.read(preset, runs, bundled=False)
+        show(chosen, found, judge_all(chosen, found), results=results, wanted=None, markdown=markdown, json=json)
+        return
     wanted = plan.wanted_runs(chosen, parse_seeds(seeds), axes=axes)
     measurements = read_measurements(preset, runs, bundled=False)
     if plan.missing_runs(wanted, measurements):
@@ -53,6 +61,14 @@ def reproduce(
         _measure(chosen, preset, wanted, runs, place)
         measurements = read_measurements(preset, runs, bundled=False)
     show(chosen, measurements, judge_all(chosen, measurements), results=results, wanted=None, markdown=markdown, json=json)
+
+
+def _audit(area: "Area", seeds: tuple[int, ...], root: Path | None, jobs: int | None) -> None:
+    """The audits that are not there yet."""
+    from wallprobe.cli.audit import complete
+
+    assert area.audits is not None
+    complete(area.audits(seeds), root, baseline=False, workers=jobs, force=False)
 
 
 def _train(wanted: "list[RunName]", preset: str, root: Path | None, settings: dict[str, Any]) -> None:

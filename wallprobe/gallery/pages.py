@@ -25,6 +25,7 @@ KINDS = {
     "flow": ("Flow", "What would the model say after each layer?"),
     "maps": ("Restriction maps", "Does attention shrink what it carries?"),
     "rescale": ("Scaled sub-layers", "Does the loud layer matter?"),
+    "audit": ("Audit", "Is that alignment figure a measurement at all?"),
     "attention": ("Attention", "Where does each head look?"),
 }
 # circuitsvis writes these props with innerHTML; the attention heatmaps draw theirs on a canvas, where an escape would show.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from wallprobe.errors import InstrumentError
@@ -40,7 +40,7 @@ def layers_needed(names: Sequence[str]) -> int | None:
 
 def capture(
     loaded: Loaded,
-    tokens: Int[Tensor, "batch index"],
+    tokens: Shaped[Tensor, "batch index *rest"],
     names: Sequence[str],
     *,
     keep: Sequence[int] | None = None,
@@ -50,7 +50,7 @@ def capture(
 
     Args:
         loaded: the model.
-        tokens: token ids, CPU or the model's device.
+        tokens: token ids, CPU or the model's device; of a network of the audit, its pictures.
         names: transformer-lens hook names; per-head values are flattened over heads.
         keep: indices to keep, all by default.
         batch: sequences a forward pass.
@@ -99,7 +99,7 @@ def check_fired(loaded: Loaded, names: Sequence[str], fired: Mapping[str, Any]) 
 
 def run(
     loaded: Loaded,
-    tokens: Int[Tensor, "batch index"],
+    tokens: Shaped[Tensor, "batch index *rest"],
     hooks: Mapping[str, Callable[..., Any]],
     *,
     stop_at_layer: int | None = None,

@@ -1,0 +1,290 @@
+"""`wallprobe audit`: is that alignment figure a measurement at all? Runs, a report, a campaign, and a model of your own."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wallprobe.cli import audit_tables, common
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wallprobe.results import Result
+    from wallprobe.training.audit.diagnostics import Thresholds
+    from wallprobe.training.audit.job import AuditJob
+    from wallprobe.training.audit.loop import Progress
+
+Inflation = Annotated[float, typer.Option("--tau-inflation", help="(a) fires where |h_L| has grown by more than this.")]
+Growth = Annotated[str, typer.Option("--growth", help="Statistic of (a'): block_ratio, weight_delta or weight_product.")]
+GrowthLimit = Annotated[float | None, typer.Option("--tau-growth", help="(a') fires above this.", show_default="100; weight_product 1e4")]
+Floor = Annotated[float, typer.Option("--tau-floor", help="(b) fires where mean |g_L| is below this many times eps.")]
+Share = Annotated[float, typer.Option("--tau-share", help="(b') fires where more than this share of samples is below eps.")]
+Bias = Annotated[float, typer.Option("--tau-bias", help="(b') fires where clamped and exact cosine differ by more.")]
+Elasticity = Annotated[float, typer.Option("--tau-elasticity", help="(c) factor within which |h_L| |g_L| stays in a unit collapse.")]
+Patience = Annotated[int, typer.Option("--patience", help="Further epochs for which (b) or (a') must hold before an early stop.", min=0)]
+
+
+NAMES = ("run", "report", "campaign", "check")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    app.add_typer(group(), name="audit")
+
+
+def group(only: str | None = None) -> typer.Typer:
+    """The commands of the group, or one of them by itself."""
+    made = typer.Typer(
+        help="Audit a training method: what it uses as credit, against the true gradient.",
+        no_args_is_help=only is None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    commands: dict[str, Callable[..., None]] = dict(zip(NAMES, (run, report, campaign, check), strict=True))
+    for name, command in commands.items():
+        if only in (None, name):
+            made.command(name)(command)
+    return made
+
+
+def run(
+    arch: Annotated[str, typer.Option(help="resmlp, vit, student, bncnn; several with commas, or all.")] = "resmlp",
+    method: Annotated[str, typer.Option(help="bp, fa, dfa, ep, frozen, or a plugin's; several with commas.")] = "dfa",
+    seeds: Annotated[str, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = "1",
+    data: Annotated[str, typer.Option(help="digits (embedded), fashion_mnist, cifar10 or synthetic.")] = "digits",
+    epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default="the data's usual", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step.", show_default="the data's usual", min=1)] = None,
+    lr: Annotated[float | None, typer.Option(help="Adam's learning rate.", show_default="the data's usual")] = None,
+    label_noise: Annotated[
+        float | None, typer.Option(help="Share of training labels redrawn each epoch.", show_default="0.7; cifar10 0")
+    ] = None,
+    norm_penalty: Annotated[float, typer.Option(help="Weight of the states' mean squares in the loss.")] = 0.0,
+    terminal_ln: Annotated[bool, typer.Option("--terminal-ln/--no-terminal-ln", help="Layer norm before the head.")] = True,
+    width: Annotated[int | None, typer.Option(help="Width of the states.", show_default="the architecture's", min=1)] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks.", show_default="the architecture's", min=1)] = None,
+    mlp_ratio: Annotated[int | None, typer.Option(help="Hidden over width.", show_default="resmlp 1, vit 4", min=1)] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of ViT-Mini's patches.", show_default="4; 2 on digits", min=1)] = None,
+    broadcast: Annotated[str, typer.Option(help="A credit reaches all tokens or the class token (cls).")] = "all",
+    samples: Annotated[int | None, typer.Option(help="Training samples of an epoch.", show_default="all", min=1)] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Of the method: beta=0.01, steps=50, gamma=0.3 (ep), fa_ln=true (fa).")] = None,
+    stop_on: Annotated[str | None, typer.Option(help="degenerate: stop where (b) or (a') goes on holding.")] = None,
+    inflation: Inflation = 100.0,
+    growth: Growth = "block_ratio",
+    growth_limit: GrowthLimit = None,
+    floor: Floor = 10.0,
+    share: Share = 0.05,
+    bias: Bias = 0.01,
+    elasticity: Elasticity = 30.0,
+    patience: Patience = 1,
+    baseline: Annotated[bool, typer.Option("--baseline/--no-baseline", help="Also train the frozen-blocks baseline of each seed.")] = True,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there of these runs.")] = False,
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Train by a method and audit it epoch by epoch; run the same command again to go on after an interruption."""
+    from wallprobe.training.audit.job import make_job
+    from wallprobe.training.nets import NETS, Sizes
+    from wallprobe.training.sweep import parse_seeds
+
+    limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, patience)
+    sizes = Sizes(width, depth, mlp_ratio, patch, terminal_ln=terminal_ln, broadcast=broadcast)
+    given: dict[str, Any] = {"epochs": epochs, "batch": batch, "lr": lr, "label_noise": label_noise, "samples": samples}
+    given |= {"penalty": norm_penalty, "sizes": sizes, "options": _options(option or []), "stop": stop_on}
+    given |= {"thresholds": limits} if stop_on else {}
+    wanted = [
+        make_job(one, which, data, seed, **given)
+        for one in _listed(arch, tuple(NETS))
+        for seed in parse_seeds(seeds)
+        for which in _listed(method)
+    ]
+    complete(wanted, runs, baseline=baseline, workers=jobs, force=force)
+    _show(wanted, limits, runs, results, json=json, subject=f"{arch} {method} {data}")
+
+
+def campaign(
+    seeds: Annotated[str, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = "3",
+    data: Annotated[str, typer.Option(help="fashion_mnist, digits, cifar10 or synthetic.")] = "fashion_mnist",
+    inflation: Inflation = 100.0,
+    growth: Growth = "block_ratio",
+    growth_limit: GrowthLimit = None,
+    floor: Floor = 10.0,
+    share: Share = 0.05,
+    bias: Bias = 0.01,
+    elasticity: Elasticity = 30.0,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Four architectures by bp, fa, dfa and frozen blocks, on every seed; killed anywhere, the same command goes on."""
+    from wallprobe.training.audit import campaign as plan
+    from wallprobe.training.sweep import parse_seeds
+
+    limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, 1)
+    wanted = plan.campaign(parse_seeds(seeds), data)
+    complete(wanted, runs, baseline=False, workers=jobs, force=False)
+    _show(wanted, limits, runs, results, json=json, subject=f"campaign {data}")
+
+
+def check(
+    source: Annotated[
+        str, typer.Argument(help="module:function or file.py:function of your adapter, an audit run, or a run (c0).", metavar="RUN|ADAPTER")
+    ],
+    method: Annotated[str | None, typer.Option(help="Whose credits, for a run such as c0: dfa or bp.", show_default="dfa")] = None,
+    samples: Annotated[int, typer.Option(help="Samples to look at.", min=2)] = 1024,
+    inflation: Inflation = 100.0,
+    growth: Growth = "block_ratio",
+    growth_limit: GrowthLimit = None,
+    floor: Floor = 10.0,
+    share: Share = 0.05,
+    bias: Bias = 0.01,
+    elasticity: Elasticity = 30.0,
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Audit a torch model of your own, or a finished audit run, as it stands (see docs/audit.md for the adapter)."""
+    from wallprobe.hooks import audit as instrument
+    from wallprobe.training.audit.quantities import Lens
+
+    limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, 1)
+    result = instrument.check(instrument.load_subject(source, runs, method), limits, Lens(samples=samples))
+    result.save(results)
+    if json:
+        common.print_json(result.to_json())
+    else:
+        audit_tables.show([result], result)
+
+
+def report(
+    data: Annotated[str | None, typer.Option(help="Only of these data.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Only of these architectures.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only of these methods.")] = None,
+    inflation: Inflation = 100.0,
+    growth: Growth = "block_ratio",
+    growth_limit: GrowthLimit = None,
+    floor: Floor = 10.0,
+    share: Share = 0.05,
+    bias: Bias = 0.01,
+    elasticity: Elasticity = 30.0,
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Every stored audit side by side, judged by these thresholds. Trains nothing."""
+    from wallprobe.errors import UnknownNameError
+    from wallprobe.training.audit.campaign import stored
+
+    limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, 1)
+    found, damaged = stored(runs)
+    for line in damaged:
+        common.err().print(f"left out: {line}", soft_wrap=True, markup=False)
+    chosen = {"data": data, "arch": arch, "method": method}
+    wanted = [job for job, _ in found if all(text is None or getattr(job, key) in text.split(",") for key, text in chosen.items())]
+    if not wanted:
+        raise UnknownNameError("no finished audit of that kind; make one first: wallprobe audit run --arch resmlp --method dfa --seeds 3")
+    named = " ".join(f"{text}" for text in chosen.values() if text)
+    _show(wanted, limits, runs, results, json=json, subject=f"report {named}".strip())
+
+
+def _limits(
+    inflation: float, growth: str, limit: float | None, floor: float, share: float, bias: float, elasticity: float, patience: int
+) -> "Thresholds":
+    from wallprobe.training.audit.diagnostics import Thresholds
+
+    return Thresholds(inflation, growth, limit, floor, share, bias, elasticity, patience=patience)
+
+
+def _listed(text: str, known: tuple[str, ...] | None = None) -> list[str]:
+    """Names between commas; "all" for all that are known."""
+    if known and text == "all":
+        return list(known)
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _options(given: list[str]) -> tuple[tuple[str, Any], ...]:
+    """`key=value` pairs, numbers as numbers.
+
+    Raises:
+        ConfigError: for one that is no pair.
+    """
+    from wallprobe.errors import ConfigError
+
+    found = []
+    for pair in given:
+        key, sign, text = pair.partition("=")
+        if not (key and sign and text):
+            raise ConfigError(f"--option '{pair}' is no key=value, such as beta=0.01")
+        found.append((key, _number(text)))
+    return tuple(sorted(found))
+
+
+def _number(text: str) -> int | float | str:
+    """An integer, else a float, else the text."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def complete(wanted: "Sequence[AuditJob]", root: Path | None, *, baseline: bool, workers: int | None, force: bool) -> None:
+    """Train what is missing under a progress view; exit code 2, each with its reason, if something could not be done."""
+    from wallprobe.training.audit.campaign import run_all, with_baselines
+    from wallprobe.training.audit.loop import finished
+
+    todo = with_baselines(wanted) if baseline else list(wanted)
+    with common.progress() as view:
+        total = sum(job.epochs for job in todo)
+        before = {job.name: 0 for job in todo}
+        bar = view.add_task(f"audit {len(todo)} runs", total=total)
+
+        def follow(told: "Progress") -> None:
+            before[told.job.name] = told.epoch
+            words = f"{told.job.label} epoch {told.epoch}  loss {told.loss:.3f}  accuracy {told.accuracy:.3f}"
+            view.update(bar, completed=sum(before.values()), description=words)
+            if not view.console.is_terminal and told.epoch == told.job.epochs:
+                view.console.print(words, soft_wrap=True, markup=False)
+
+        failures = run_all(todo, root, workers=workers, force=force, on_progress=follow)
+    for failure in failures:
+        common.err().print(f"wallprobe: {failure.job.label}: {failure.error}", soft_wrap=True, markup=False)
+    if failures or any(finished(job, root) is None for job in wanted):
+        raise typer.Exit(2)
+
+
+def _show(wanted: "Sequence[AuditJob]", limits: "Thresholds", root: Path | None, store: Path | None, *, json: bool, subject: str) -> None:
+    """Judge, store one Result of them all, and print."""
+    from wallprobe.manifest import Stopwatch, provenance
+    from wallprobe.training.audit.campaign import judge_with_baseline
+    from wallprobe.training.audit.loop import finished
+    from wallprobe.training.audit.record import combine
+
+    watch = Stopwatch()
+    judged: list[Result] = []
+    for job in wanted:
+        done = finished(job, root)
+        assert done is not None
+        judged.append(judge_with_baseline(job, done, limits, root))
+    config = {"runs": [job.name for job in wanted], "thresholds": limits.config()}
+    manifest = provenance(
+        config=config, device="cpu", dtype="norms and cosines float64", watch=watch, seeds=sorted({job.seed for job in wanted})
+    )
+    whole = combine(judged, subject, manifest)
+    whole.save(store)
+    if json:
+        common.print_json(common.together(judged, "run") if len(judged) == 1 else _several(judged, whole))
+        return
+    audit_tables.show(judged, whole)
+
+
+def _several(judged: "Sequence[Result]", whole: "Result") -> dict[str, Any]:
+    """One object of several runs: a record each, and the long tables one after the other."""
+    from wallprobe.results import plain
+
+    values = [record for result in judged for record in result.values]
+    return {"kind": "audit", "summary": [plain(result.summary) for result in judged], "values": values, "manifest": plain(whole.manifest)}

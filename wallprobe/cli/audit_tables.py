@@ -1,0 +1,146 @@
+"""What `wallprobe audit` prints: the audit by method, first firing epochs by seed, the first epochs, and the evidence."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from wallprobe.cli import common
+
+if TYPE_CHECKING:
+    from wallprobe.results import Result
+
+COLORS = {"SOUND": "green", "NO_DEEP_CREDIT": "yellow", "INFLATED": "yellow", "DEGENERATE": "red"}
+SIGNS = {"a": "(a)", "a_prime": "(a′)", "b": "(b)", "b_prime": "(b′)", "d": "(d)", "e": "(e)", "f": "(f)"}
+SHORT = {verdict: verdict.replace("_", " ").lower() for verdict in COLORS}
+FEW = 3  # runs whose evidence is printed in full
+REPLAY = 4  # last epoch of the temporal replay
+
+
+def show(judged: "Sequence[Result]", whole: "Result") -> None:
+    """All tables, then the finding."""
+    from rich.markup import escape
+
+    out = common.out()
+    out.print(_main(judged))
+    out.print(_cosines(judged))
+    out.print(_firings(judged))
+    out.print(_replay(judged))
+    for result in judged[:FEW] if len(judged) <= FEW else []:
+        out.print(f"[bold]{escape(str(result.data['run'].values[0]))}[/bold]")
+        for name, words in result.manifest["evidence"].items():
+            fired = result.summary.get(f"first_firing_{name}")
+            when = "" if name == "c" else "did not fire" if fired is None else f"epoch {fired}"
+            out.print(f"  {SIGNS.get(name, '(c)')} {when:12} {escape(words)}", soft_wrap=True)
+    limits = judged[0].manifest["thresholds"]
+    told = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in limits.items())
+    out.print(f"[dim]thresholds: {told}[/dim]", soft_wrap=True)
+    out.print(f"[bold]{escape(whole.summary['finding'])}[/bold]", soft_wrap=True)
+    if any(result.summary["verdict"] == "DEGENERATE" for result in judged):
+        out.print(
+            "Degenerate: the clamped Γ is not to be reported; the exact one is defined, and says nothing yet about the credit's worth."
+        )
+    out.print("[dim]see it: wallprobe gallery --open[/dim]")
+
+
+def _table(title: str, columns: Sequence[str], left: int = 1) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for place, head in enumerate(columns):
+        table.add_column(head, justify="left" if place < left else "right", no_wrap=True)
+    return table
+
+
+def figure(value: object) -> str:
+    """A figure for a narrow column; an en dash for none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size and (size < 1e-2 or size >= 1e4):
+        mantissa, power = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(power)}"
+    return f"{value:.0f}" if size >= 100 else f"{value:.3g}"
+
+
+def _groups(judged: "Sequence[Result]") -> "dict[tuple[str, str, str], list[Result]]":
+    """Runs by architecture, method and data."""
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for result in judged:
+        record = result.summary
+        groups.setdefault((record["arch"], record["method"], record["data"]), []).append(result)
+    return groups
+
+
+def _mean(records: "Sequence[dict[str, Any]]", key: str) -> float | None:
+    """Mean over seeds of what is defined; of norms, the geometric one."""
+    values = [float(record[key]) for record in records if record.get(key) is not None]
+    if not values:
+        return None
+    if key in ("h_norm", "g_norm", "h_ratio", "g_ratio", "elasticity_ratio"):
+        return math.exp(sum(math.log(max(value, 1e-300)) for value in values) / len(values))
+    return sum(values) / len(values)
+
+
+def _main(judged: "Sequence[Result]") -> Any:
+    """T1, norms and accuracy: a line for each architecture and method, means over its seeds (of norms, geometric)."""
+    from wallprobe.training.audit.record import worst
+
+    title = "At the last epoch, means over seeds"
+    table = _table(title, ("arch", "method", "acc", "− frozen", "|h_L|", "|g_L|", "× |h||g|", "verdict"), left=2)
+    for (arch, method, _), results in _groups(judged).items():
+        records = [result.summary for result in results]
+        verdict, gap = worst([record["verdict"] for record in records]), _mean(records, "accuracy_minus_frozen")
+        figures = [figure(_mean(records, "accuracy")), "–" if gap is None else f"{gap:+.3f}"]
+        figures += [figure(_mean(records, key)) for key in ("h_norm", "g_norm", "elasticity_ratio")]
+        table.add_row(arch, method, *figures, f"[{COLORS[verdict]}]{SHORT[verdict]}[/{COLORS[verdict]}]")
+    return table
+
+
+def _cosines(judged: "Sequence[Result]") -> Any:
+    """T1, cosines: clamped and exact, at h_L and over all layers; what must not be reported in brackets."""
+    from wallprobe.training.audit.record import worst
+
+    title = "Γ, cosine of credit and gradient, at h_L and over layers (in brackets: by the clamp)"
+    table = _table(title, ("arch", "method", "Γ_L clamped", "Γ_L exact", "Γ_deep clamped", "exact", "< eps"), left=2)
+    for (arch, method, _), results in _groups(judged).items():
+        records = [result.summary for result in results]
+        kept = worst([record["verdict"] for record in records]) != "DEGENERATE"
+        keys = ("gamma_clamped", "gamma_exact", "gamma_deep_clamped", "gamma_deep_exact", "below_eps")
+        cells = [figure(_mean(records, key)) for key in keys]
+        table.add_row(arch, method, *(text if kept or "clamped" not in key else f"({text})" for key, text in zip(keys, cells, strict=True)))
+    return table
+
+
+def _firings(judged: "Sequence[Result]") -> Any:
+    """T2: first firing epochs, a line a run."""
+    table = _table("First epoch at which each diagnostic fires", ("run", *SIGNS.values(), "verdict"))
+    for result in judged:
+        record = result.summary
+        epochs = (figure(record[f"first_firing_{name}"]) for name in SIGNS)
+        verdict = record["verdict"]
+        table.add_row(str(result.data["run"].values[0]), *epochs, f"[{COLORS[verdict]}]{SHORT[verdict]}[/{COLORS[verdict]}]")
+    return table
+
+
+def _replay(judged: "Sequence[Result]") -> Any:
+    """T3: the first epochs, geometric means over seeds."""
+    import numpy as np
+
+    table = _table("The first epochs, geometric means over seeds", ("arch", "method", "", *map(str, range(REPLAY + 1))), left=3)
+    for (arch, method, _), results in _groups(judged).items():
+        for name, sign in (("h_norm", "|h_L|"), ("g_norm", "|g_L|")):
+            cells = []
+            for epoch in range(REPLAY + 1):
+                seen = []
+                for result in results:
+                    at = result.data.isel(run=0, layer=-1)
+                    place = np.flatnonzero(at["epoch"].values == epoch)
+                    seen += [float(at[name].values[place[0]])] if len(place) else []
+                cells.append(figure(float(np.exp(np.log(np.maximum(seen, 1e-300)).mean()))) if seen else "–")
+            table.add_row(*((arch, method) if name == "h_norm" else ("", "")), sign, *cells)
+    return table

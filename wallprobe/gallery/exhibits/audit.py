@@ -1,0 +1,347 @@
+"""The exhibit of kind "audit": does the alignment figure measure anything, and from which epoch on does it not?"""
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from wallprobe.gallery import charts
+from wallprobe.gallery.charts import Spec
+from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table
+from wallprobe.gallery.exhibits.table import headline, tables
+from wallprobe.results import Result
+
+METHODS = {
+    "bp": ("@series-3", "square"),
+    "frozen": ("@muted", "diamond"),
+    "fa": ("@series-2", "triangle-up"),
+    "dfa": ("@series-1", "circle"),
+}
+OTHER = ("@series-4", "cross")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+NAMES = {"resmlp": "ResMLP", "vit": "ViT-Mini", "student": "StudentNet", "bncnn": "BN-CNN"}
+FIRST = {"a": "(a)", "a_prime": "(a′)", "b": "(b)", "b_prime": "(b′)", "d": "(d)", "e": "(e)", "f": "(f)"}
+VERDICTS = {"SOUND": 0, "NO_DEEP_CREDIT": 1, "INFLATED": 2, "DEGENERATE": 3}
+HEROES = 6  # panels of the clamped-against-exact figure
+
+
+def exhibit(result: Result) -> Exhibit:
+    """Clamped against exact cosine, norms over epochs, the slope, weight growth; verdicts, first epochs, the first epochs' norms."""
+    data = result.data
+    if not charts.has(result, "gamma_clamped", "gamma_exact", "h_norm", "g_norm") or data["h_norm"].dims != ("run", "moment", "layer"):
+        return Exhibit(headline(result, f"Audit of {result.manifest.get('subject', 'a run')}"), tables(result))
+    rows = [_Run(result, place) for place in range(data.sizes["run"])]
+    sections: list[Figure | Table] = [
+        _main(rows),
+        _hero(rows),
+        _temporal(rows),
+        _loglog(rows),
+        _growth(rows),
+        _firings(rows),
+        _replay(rows),
+    ]
+    worst = max(rows, key=lambda row: (VERDICTS.get(row.record["verdict"], 0), row.name))
+    shown = tuple(None if value is None else math.log10(value) + 12 for value in worst.top("g_norm"))
+    note = ""
+    if any(row.record["verdict"] == "DEGENERATE" for row in rows):
+        note = (
+            "Where a run is degenerate, the clamped cosine is set by the clamp and must not be reported. The exact one is still "
+            "defined: floating point loses nothing here. By itself it is no evidence that the credit is good: see (d), (e) and (f)."
+        )
+    return Exhibit(headline(result, "An audit"), tuple(sections), Glance("line", (shown,)), note)
+
+
+class _Run:
+    """One run of the Result: its record and its series after whole epochs."""
+
+    def __init__(self, result: Result, place: int) -> None:
+        data = result.data
+        self.name = str(data["run"].values[place])
+        several = "run_verdict" in data
+        self.record: dict[str, Any] = (
+            {str(name)[4:]: _cell(array.values[place]) for name, array in data.data_vars.items() if str(name).startswith("run_")}
+            if several
+            else dict(result.summary)
+        )
+        one = data.isel(run=place)
+        depth = int(self.record.get("depth") or data.sizes["layer"] - 1)
+        epochs = one["epoch"].values[:, 0]
+        whole = np.isfinite(epochs)
+        self.data: xr.Dataset = one.isel(moment=whole, layer=slice(0, depth + 1))
+        self.epochs: list[float] = epochs[whole].tolist()
+        self.eps = float(data.attrs["eps"])
+
+    @property
+    def label(self) -> str:
+        """Architecture, method and seed for a legend."""
+        return f"{NAMES.get(self.record['arch'], self.record['arch'])} {self.record['method']} @{int(self.record['seed'])}"
+
+    @property
+    def look(self) -> tuple[str, str]:
+        """Colour and symbol of the method."""
+        return METHODS.get(self.record["method"], OTHER)
+
+    def top(self, name: str) -> list[float | None]:
+        """A quantity at h_L."""
+        return self.at(-1, name)
+
+    def at(self, layer: int, name: str) -> list[float | None]:
+        """A quantity at one state."""
+        return charts.values(self.data[name].isel(layer=layer))
+
+    @property
+    def telling(self) -> tuple[int, int]:
+        """The state at which clamped and exact cosine have opposite signs most often, the last of several, and how often."""
+        flips = np.nansum(self.data["sign_flip"].values, axis=0)
+        flips[0] = 0
+        layer = int(len(flips) - 1 - np.argmax(flips[::-1]))
+        return layer, int(flips[layer])
+
+    def epoch(self, epoch: int, name: str) -> float | None:
+        """A quantity at h_L after so many epochs."""
+        return self.top(name)[self.epochs.index(epoch)] if epoch in self.epochs else None
+
+
+def _cell(value: Any) -> Any:
+    plain = value.item() if hasattr(value, "item") else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def _archs(rows: list[_Run]) -> list[str]:
+    return list(dict.fromkeys(row.record["arch"] for row in rows))
+
+
+def _mean(values: list[float | None], geometric: bool = False) -> float | None:
+    seen = [value for value in values if value is not None and math.isfinite(value)]
+    if not seen:
+        return None
+    return math.exp(sum(math.log(max(value, 1e-300)) for value in seen) / len(seen)) if geometric else sum(seen) / len(seen)
+
+
+def _groups(rows: list[_Run]) -> dict[tuple[str, str], list[_Run]]:
+    groups: dict[tuple[str, str], list[_Run]] = {}
+    for row in rows:
+        groups.setdefault((row.record["arch"], row.record["method"]), []).append(row)
+    return groups
+
+
+def _main(rows: list[_Run]) -> Table:
+    """T1."""
+    columns = (
+        "architecture",
+        "method",
+        "verdict",
+        "seeds",
+        "accuracy",
+        "− frozen",
+        "|h_L|",
+        "|g_L|",
+        "× |h||g|",
+        "Γ clamped",
+        "Γ exact",
+    )
+    cells = []
+    for (arch, method), group in _groups(rows).items():
+        records = [row.record for row in group]
+        norms = (_mean([record[key] for record in records], geometric=True) for key in ("h_norm", "g_norm", "elasticity_ratio"))
+        means = {
+            key: _mean([record[key] for record in records]) for key in ("accuracy", "accuracy_minus_frozen", "gamma_clamped", "gamma_exact")
+        }
+        verdict = max((record["verdict"] for record in records), key=lambda name: VERDICTS.get(name, 0))
+        row: list[Any] = [NAMES.get(arch, arch), method, verdict.replace("_", " ").lower(), len(group)]
+        row += [means["accuracy"], means["accuracy_minus_frozen"], *norms]
+        cells.append([*row, means["gamma_clamped"], means["gamma_exact"]])
+    caption = (
+        "At the last epoch; means over seeds, of norms geometric ones. A verdict is the worst over seeds. "
+        "× |h||g|: their product over its initial value. Γ: cosine of credit and gradient at h_L, clamped as usual and exact."
+    )
+    return Table("The audit", columns, cells, caption)
+
+
+def _line(row: _Run, y: list[float | None], color: str, dash: str, symbol: str, label: str) -> Spec:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": charts.text(label),
+        "x": row.epochs,
+        "y": y,
+        "line": {"color": color, "width": 2, "dash": dash},
+        "marker": {"color": color, "size": 5, "symbol": symbol},
+    }
+
+
+def _hero(rows: list[_Run]) -> Figure:
+    """F2: clamped against exact cosine, the epochs below the clamp shaded; opened at a sign flip where there is one."""
+    chosen = sorted(rows, key=lambda row: (-row.telling[1], -VERDICTS.get(row.record["verdict"], 0)))[:HEROES]
+    frames = tuple(Frame((Panel(PLOTLY, _pair(row)),), row.label) for row in chosen)
+    layer, flips = chosen[0].telling
+    title = (
+        f"{chosen[0].label}: at h_{layer} the usual cosine has the wrong sign at {flips} of {len(chosen[0].epochs)} moments"
+        if flips
+        else f"{chosen[0].label}: the cosine as usually computed, and without its clamp"
+    )
+    caption = (
+        "Mean over samples, at the state where the signs differ most often, else at h_L. Shaded: a share of the samples' references is "
+        "shorter than eps, deeper where it is more. Grey band: 95 % of fresh random feedback, where measured."
+    )
+    return Figure(title, frames, f"Two lines of cosine over epochs. {title}.", caption, stepper="run", height=380)
+
+
+def _pair(row: _Run) -> Spec:
+    layer = row.telling[0]
+    traces: list[Spec] = []
+    low, high = row.at(layer, "null_low"), row.at(layer, "null_high")
+    known = [place for place, value in enumerate(low) if value is not None]
+    if known:
+        edge = {"type": "scatter", "mode": "lines", "x": [row.epochs[place] for place in known], "line": {"width": 0}, "hoverinfo": "skip"}
+        traces.append(edge | {"y": [low[place] for place in known], "showlegend": False})
+        traces.append(edge | {"y": [high[place] for place in known], "fill": "tonexty", "fillcolor": "@line", "name": "random feedback"})
+    traces.append(_line(row, row.at(layer, "gamma_exact"), "@series-3", "solid", "square", "exact"))
+    traces.append(_line(row, row.at(layer, "gamma_clamped"), "@series-1", "dash", "circle", "clamped, as usually reported"))
+    shapes = []
+    below = row.at(layer, "below_eps")
+    for place, share in enumerate(below):
+        if share:
+            left = row.epochs[place - 1] if place else row.epochs[place]
+            ends = {"x0": (left + row.epochs[place]) / 2, "x1": _middle(row.epochs, place)}
+            box = {"type": "rect", "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 0}, "layer": "below", "fillcolor": "@shade"}
+            shapes.append(box | ends | {"opacity": 0.3 + 0.7 * share})
+    zero = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": "@muted", "width": 1}}
+    layout = {
+        "xaxis": charts.axis("epoch"),
+        "yaxis": charts.axis(f"Γ at h_{layer}", "cosine"),
+        "shapes": [*shapes, zero],
+        "hovermode": "x unified",
+    }
+    return {"data": traces, "layout": layout}
+
+
+def _middle(epochs: list[float], place: int) -> float:
+    right = epochs[place + 1] if place + 1 < len(epochs) else epochs[place]
+    return (epochs[place] + right) / 2
+
+
+def _lines(rows: list[_Run], name: str) -> list[Spec]:
+    """A line a run; the legend names each method once."""
+    traces, named = [], set[str]()
+    seeds = sorted({row.record["seed"] for row in rows})
+    for row in rows:
+        color, symbol = row.look
+        method = str(row.record["method"])
+        drawn = _line(row, row.top(name), color, DASHES[seeds.index(row.record["seed"]) % len(DASHES)], symbol, method)
+        traces.append(
+            drawn
+            | {
+                "legendgroup": method,
+                "showlegend": method not in named,
+                "hovertemplate": f"{charts.text(row.label)}: %{{y:.3g}}<extra></extra>",
+            }
+        )
+        named.add(method)
+    return traces
+
+
+def _temporal(rows: list[_Run]) -> Figure:
+    """F1: both norms over epochs, an architecture a step."""
+    frames = []
+    for arch in _archs(rows):
+        mine = [row for row in rows if row.record["arch"] == arch]
+        states = {"xaxis": charts.axis("epoch"), "yaxis": charts.axis("|h_L|", type="log", exponentformat="power", dtick=1)}
+        shapes = [charts.rule_line(mine[0].eps, "eps, the clamp"), charts.rule_line(10 * mine[0].eps, "10 eps, where (b) fires")]
+        shapes[1]["line"] = shapes[1]["line"] | {"dash": "dash"}
+        sunk = {"xaxis": charts.axis("epoch"), "yaxis": charts.axis("|g_L|", type="log", exponentformat="power", dtick=1), "shapes": shapes}
+        panels = (
+            Panel(PLOTLY, {"data": _lines(mine, "h_norm"), "layout": states}, "The state's norm"),
+            Panel(PLOTLY, {"data": _lines(mine, "g_norm"), "layout": sunk}, "The reference's norm (loss summed, over 1,024)"),
+        )
+        frames.append(Frame(panels, NAMES.get(arch, arch)))
+    title = "State norms grow and reference norms sink, or not, over training"
+    caption = "A line a run; a dash a seed. Means over the test samples looked at."
+    return Figure(
+        title, tuple(frames), f"Lines of two norms over epochs for {len(rows)} runs.", caption, stepper="architecture", height=340
+    )
+
+
+def _loglog(rows: list[_Run]) -> Figure:
+    """F3: the reference against the state, with the line of slope -1 through the initialisation."""
+    frames = []
+    for arch in _archs(rows):
+        mine = [row for row in rows if row.record["arch"] == arch]
+        traces, named = [], set[str]()
+        for row in mine:
+            color, symbol = row.look
+            method = str(row.record["method"])
+            marks = {
+                "mode": "lines+markers",
+                "type": "scatter",
+                "x": row.top("h_norm"),
+                "y": row.top("g_norm"),
+                "name": method,
+                "legendgroup": method,
+            }
+            drawn = {
+                "line": {"color": color, "width": 1},
+                "marker": {"color": color, "symbol": symbol, "size": 6},
+                "showlegend": method not in named,
+            }
+            traces.append(
+                marks | drawn | {"hovertemplate": f"{charts.text(row.label)}<br>|h_L| %{{x:.3g}}, |g_L| %{{y:.3g}}<extra></extra>"}
+            )
+            named.add(method)
+        seen = [value for row in mine for value in row.top("h_norm") if value]
+        start = (mine[0].top("h_norm")[0] or 1.0) * (mine[0].top("g_norm")[0] or 1.0)
+        ends = [min(seen), max(seen)]
+        ideal = {"type": "scatter", "mode": "lines", "x": ends, "y": [start / end for end in ends], "name": "slope −1"}
+        traces.append(ideal | {"line": {"color": "@ink", "dash": "dot", "width": 1.2}, "hoverinfo": "skip"})
+        power: Spec = {"type": "log", "exponentformat": "power", "dtick": 1}
+        layout = {"xaxis": charts.axis("|h_L|", **power), "yaxis": charts.axis("|g_L|", **power)}
+        frames.append(Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),), NAMES.get(arch, arch)))
+    title = "On the dotted line, a reference shrinks only because its state has grown: a change of units"
+    caption = "Each mark is a moment of a run. A terminal layer norm makes the gradient fall as one over the state's norm."
+    return Figure(title, tuple(frames), f"Log-log plot of two norms. {title}.", caption, stepper="architecture", height=420)
+
+
+def _growth(rows: list[_Run]) -> Figure:
+    """F4: relative growth of each block's weights, the runs of the worst verdicts first."""
+    chosen = sorted(rows, key=lambda row: -VERDICTS.get(row.record["verdict"], 0))[:HEROES]
+    frames = []
+    for row in chosen:
+        traces = []
+        for place in range(1, row.data.sizes["layer"]):
+            values = charts.values(row.data["weight_delta"].isel(layer=place))
+            color = f"@series-{(place - 1) % 4 + 1}"
+            traces.append(_line(row, values, color, DASHES[(place - 1) % 5], "circle", f"block {place}"))
+        layout = {
+            "xaxis": charts.axis("epoch"),
+            "yaxis": charts.axis("largest |W − W0| / |W0|", rangemode="tozero"),
+            "hovermode": "x unified",
+        }
+        frames.append(Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),), row.label))
+    title = "How far each block's weights have gone from where they began"
+    return Figure(title, tuple(frames), f"Lines of relative weight growth by block. {title}.", "", stepper="run", height=320)
+
+
+def _firings(rows: list[_Run]) -> Table:
+    """T2."""
+    cells = []
+    for row in rows:
+        epochs = [row.record.get(f"first_firing_{name}") for name in FIRST]
+        whole = [None if epoch is None else int(epoch) for epoch in epochs]
+        cells.append([row.label, *whole, row.record["verdict"].replace("_", " ").lower(), row.record["cause"] or "–"])
+    caption = (
+        "A dash where it never fires. (a) inflation of h_L; (a′) growth within a block; (b) reference below the floor; (b′) clamp bias; "
+        "(d) a nudge against the credit helps no more than a random one; (e) cosine within that of random feedback; (f) frozen blocks do "
+        "as well."
+    )
+    return Table("First firing epochs", ("run", *FIRST.values(), "verdict", "cause"), cells, caption)
+
+
+def _replay(rows: list[_Run]) -> Table:
+    """T3."""
+    cells: list[list[Any]] = []
+    for (arch, method), group in _groups(rows).items():
+        for name, sign in (("h_norm", "|h_L|"), ("g_norm", "|g_L|")):
+            values = [_mean([row.epoch(epoch, name) for row in group], geometric=True) for epoch in range(5)]
+            cells.append([NAMES.get(arch, arch), method, sign, *values])
+    return Table("The first epochs", ("architecture", "method", "norm", *map(str, range(5))), cells, "Geometric means over seeds.")

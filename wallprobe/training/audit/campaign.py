@@ -1,0 +1,172 @@
+"""Many audits side by side in worker processes, what is stored of them, and the fixed campaign of the ledger."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from wallprobe import runs
+from wallprobe.errors import WallprobeError
+from wallprobe.results import Result, load_result
+from wallprobe.storage import read_json
+from wallprobe.training.audit.diagnostics import Thresholds
+from wallprobe.training.audit.job import AuditJob, make_job
+from wallprobe.training.audit.loop import AUDIT, FOLDER, Progress, at, audit, finished, folder_of
+from wallprobe.training.audit.quantities import Lens
+from wallprobe.training.audit.record import judged
+from wallprobe.training.nets import Sizes
+from wallprobe.training.sweep import share_cores
+
+METHODS = ("bp", "fa", "dfa", "frozen")
+# architecture -> what the campaign sets beside the data's usual: sized so that all 48 runs take half an hour on two cores
+CAMPAIGN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "resmlp": MappingProxyType({}),
+        "vit": MappingProxyType({"samples": 12_800, "batch": 64, "sizes": Sizes(patch=8)}),
+        "student": MappingProxyType({}),
+        "bncnn": MappingProxyType({"samples": 12_800}),
+    }
+)
+POLL = 0.5  # seconds
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that is not done, and why."""
+
+    job: AuditJob
+    error: str
+
+
+def campaign(seeds: Sequence[int], data: str = "fashion_mnist") -> list[AuditJob]:
+    """Four architectures by four methods by these seeds, the quick ones first."""
+    order = ("resmlp", "student", "bncnn", "vit")
+    return [make_job(arch, method, data, seed, **CAMPAIGN[arch]) for arch in order for seed in seeds for method in METHODS]
+
+
+def job_from(config: Mapping[str, Any]) -> AuditJob:
+    """The job of a manifest's `config`."""
+    given = dict(config)
+    limits = given.pop("thresholds")
+    given |= {"sizes": Sizes(**given["sizes"]), "lens": Lens(**given["lens"]), "options": tuple(given["options"].items())}
+    given |= {"thresholds": Thresholds(**limits)} if limits else {}
+    return AuditJob(**given)
+
+
+def stored(root: Path | None = None) -> tuple[list[tuple[AuditJob, Result]], list[str]]:
+    """Every finished audit in a run store, and the damaged ones in words."""
+    folder = (root or runs.default_root()) / FOLDER
+    found, damaged = [], []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(".") or not (path / runs.MANIFEST).is_file():
+            continue
+        try:
+            found.append((job_from(read_json(path / runs.MANIFEST)["config"]), load_result(path / AUDIT)))
+        except (WallprobeError, KeyError, TypeError, ValueError) as error:
+            damaged.append(f"{path.name}: {error}")
+    return found, damaged
+
+
+def judge_with_baseline(job: AuditJob, result: Result, limits: Thresholds, root: Path | None = None) -> Result:
+    """A run's Result under these thresholds, beside the frozen baseline where that is stored."""
+    frozen = None if job.method == "frozen" else finished(job.frozen(), root)
+    return judged(result, limits, frozen)
+
+
+def with_baselines(jobs: Sequence[AuditJob]) -> list[AuditJob]:
+    """The jobs and the frozen baselines they are compared with, each once, baselines last."""
+    whole = [*jobs, *(job.frozen() for job in jobs)]
+    return list({job.name: job for job in whole}.values())
+
+
+def run_all(
+    jobs: Sequence[AuditJob],
+    root: Path | None = None,
+    *,
+    workers: int | None = None,
+    force: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[Failure]:
+    """Train and audit what is not there yet, one thread a run; killed anywhere, the same call goes on.
+
+    Args:
+        jobs: in order of preference.
+        root: run store; default as `runs.default_root`.
+        workers: runs at once; default one a core. One job or one worker stays in this process.
+        force: throw away what is there of them.
+        on_progress: called after every epoch of any.
+
+    Returns:
+        Those that could not be done.
+    """
+    todo = [job for job in jobs if force or not (folder_of(job, root) / runs.MANIFEST).is_file()]
+    count = share_cores(len(todo), workers, 1)[0] if todo else 1
+    if count > 1:
+        return _run_in_pool(todo, root, count, force, on_progress)
+    tried = [_try(job, root, force, on_progress) for job in todo]
+    return [failure for failure in tried if failure is not None]
+
+
+def _try(job: AuditJob, root: Path | None, force: bool, on_progress: Callable[[Progress], None] | None) -> Failure | None:
+    try:
+        audit(job, root, force=force, on_progress=on_progress)
+    except WallprobeError as error:
+        return Failure(job, " ".join(str(error).split()))
+    return None
+
+
+def _run_in_pool(
+    todo: Sequence[AuditJob], root: Path | None, count: int, force: bool, on_progress: Callable[[Progress], None] | None
+) -> list[Failure]:
+    failures = []
+    context = multiprocessing.get_context("spawn")
+    seen: dict[str, int] = {}
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin) as pool:
+        waiting: dict[Future[None], AuditJob] = {pool.submit(_work, job, root, force): job for job in todo}
+        try:
+            while waiting:
+                done, _ = wait(waiting, timeout=POLL, return_when=FIRST_COMPLETED)
+                for future, job in waiting.items():
+                    told = None if future in done and future.exception() else at(job, root)
+                    if on_progress is not None and told is not None and seen.get(job.name) != told.epoch:
+                        seen[job.name] = told.epoch
+                        on_progress(told)
+                for future in done:
+                    job, error = waiting.pop(future), future.exception()
+                    if error is not None:
+                        failures.append(Failure(job, " ".join(str(error).split()) or type(error).__name__))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failures
+
+
+def _begin() -> None:
+    """Set a worker up: one thread, and an end with its parent, however that ends."""
+    import torch
+
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _work(job: AuditJob, root: Path | None, force: bool) -> None:
+    # Whoever was killed a moment ago may still hold the lock.
+    audit(job, root, force=force, wait=30.0)
+
+
+def variant(job: AuditJob, **changes: Any) -> AuditJob:
+    """The job with other settings; those of `Sizes` may be given directly."""
+    inner = {key: changes.pop(key) for key in list(changes) if key in Sizes.__dataclass_fields__}
+    return replace(job, sizes=replace(job.sizes, **inner), **changes)

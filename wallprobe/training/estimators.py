@@ -1,0 +1,94 @@
+"""The estimator protocol: `estimator(model, batch) -> GradResult(grads, loss, aux)`, one for every rule that says how weights move.
+
+Entry points of group `wallprobe.estimators` are functions that return a mapping name -> maker; a maker is called
+`maker(model, seed, **options)` and returns an Estimator.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.plugins import load_group
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and what is wanted of them.
+
+    Attributes:
+        x: inputs, samples first.
+        y: labels, samples first.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class GradResult:
+    """What an estimator says.
+
+    Attributes:
+        grads: parameter name -> what an optimiser takes for its gradient (of the batch's mean loss); a parameter that is left out is
+            not trained.
+        loss: mean loss of the batch in nats, detached.
+        aux: figures about the estimate itself.
+    """
+
+    grads: dict[str, Tensor]
+    loss: Tensor
+    aux: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A rule that turns a batch into gradients."""
+
+    def __call__(self, model: Any, batch: Batch) -> GradResult:
+        """Estimate the gradient of the mean loss by every parameter that is trained."""
+
+
+@runtime_checkable
+class CreditEstimator(Estimator, Protocol):
+    """An estimator that tells what it uses in the place of the loss's derivative by each state: what an audit looks at."""
+
+    def credits(self, model: Any, batch: Batch) -> list[Tensor]:
+        """a_0..a_L, each in its state's shape, of the summed loss (per sample, not divided by the batch)."""
+
+
+Maker = Callable[..., Estimator]
+
+
+def makers() -> Mapping[str, Maker]:
+    """Every registered estimator's maker by name; the built-in ones win a clash."""
+    groups = load_group("wallprobe.estimators")
+    known: dict[str, Maker] = {}
+    for entry in sorted(groups, key=lambda entry: entry != "builtin"):
+        for name, maker in groups[entry]().items():
+            known.setdefault(name, maker)
+    return known
+
+
+def make_estimator(name: str, model: nn.Module, seed: int, **options: Any) -> Estimator:
+    """The estimator of that name for a model.
+
+    Args:
+        name: as registered.
+        model: whose gradients it will estimate: random feedback is drawn in its shapes.
+        seed: of whatever it draws once and for all.
+        options: of its maker.
+
+    Raises:
+        UnknownNameError: if there is none; the message lists those there are.
+        ConfigError: for an option it does not have.
+    """
+    known = makers()
+    if name not in known:
+        raise UnknownNameError(f"no training method named '{name}'; there are: {', '.join(known)}")
+    try:
+        return known[name](model, seed, **options)
+    except TypeError as error:
+        raise ConfigError(f"training method {name} does not take these options ({error})") from error
