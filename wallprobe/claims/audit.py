@@ -186,6 +186,10 @@ def _detectors() -> Iterator[Claim]:
         units="epochs",
         note="the seed names neither its statistic nor its threshold; ours is the largest block ratio above 100",
     )
+    yield from _first_firings(topic, first_b)
+
+
+def _first_firings(topic: str, first_b: Quantity) -> Iterator[Claim]:
     yield _claim(
         "b.first_epoch",
         topic,
