@@ -21,10 +21,12 @@ class Batch:
     Attributes:
         x: inputs, samples first.
         y: labels, samples first.
+        mask: true where a label counts, in the shape of `y`; None where all do.
     """
 
     x: Tensor
     y: Tensor
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
