@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from tests.hooks import tiny_models
 from wallprobe import models
 from wallprobe.errors import InstrumentError
-from wallprobe.hooks import cache, resume, sites, stacks
+from wallprobe.hooks import cache, products, resume, sites, stacks
 from wallprobe.runs import find_run
 from wallprobe.training import lean
 
@@ -48,9 +48,11 @@ def plain(loaded, tokens, name, index, patched):
     return cache.run(loaded, tokens, {name: put})[:, -1]
 
 
+@pytest.mark.parametrize("worth", [1, products.WORTH])
 @torch.no_grad()
-def test_every_cell_equals_a_whole_pass_with_one_hook(both):
+def test_every_cell_equals_a_whole_pass_with_one_hook(both, worth, monkeypatch):
     loaded, stack, donor, base = both
+    monkeypatch.setattr(products, "WORTH", worth)
     clean, other = resume.observe(stack, base), resume.observe(stack, donor)
     compared = 0
     for site in models.SITES:
@@ -115,7 +117,7 @@ def test_entries_alike_go_once_and_blocks_of_pairs_change_nothing(both, monkeypa
     heads = type(stack).heads
 
     def counted(self, layer, rows, *rest):
-        walked.append(len(rows))
+        walked.append(rows.shape[:-2].numel())
         return heads(self, layer, rows, *rest)
 
     monkeypatch.setattr(type(stack), "heads", counted)

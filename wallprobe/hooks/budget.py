@@ -1,6 +1,7 @@
 """What a sweep's tensors take beside the models' weights, predicted; and which cells go together so that it stays within --budget.
 
-Held throughout: the clean pass, what src gives at every cell, the statistics' draws. The rest is for cells on their walk.
+Held throughout: the clean pass, what src gives at every cell, the statistics' draws, a block's weights laid out once more. The rest is
+for cells on their walk.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,11 @@ def clean_bytes(stack: Stack, rows: int, length: int) -> int:
     """
     kept = (3 * stack.n_layers + 1) * stack.d_model + 4 * stack.n_layers * stack.d_heads
     return 4 * rows * length * kept + predicted_bytes(stack, rows, length, 0)
+
+
+def block_bytes(stack: Stack) -> int:
+    """Bytes of one block's weights, laid out once more for oneDNN (fp32); groups of keys counted as heads."""
+    return 4 * stack.d_model * (4 * stack.d_heads + 3 * stack.d_mlp)
 
 
 def statistics_bytes(pairs: int) -> int:

@@ -160,6 +160,7 @@ def _groups(stack: stacks.Stack, places: Sequence[Place], pairs: int, length: in
     """
     aligned = request.align != "none"
     held = budget.clean_bytes(stack, pairs, length) + budget.values_bytes(stack, places, pairs) + budget.statistics_bytes(pairs)
+    held += budget.block_bytes(stack)
     if aligned:
         held += 2 * budget.values_bytes(stack, places, FIT_SEQUENCES) + budget.clean_bytes(stack, FIT_SEQUENCES, length)
     arms, vocabulary = 5 if aligned else 4, int(stack.read(torch.zeros(1, stack.d_model)).shape[-1])

@@ -139,6 +139,7 @@ class Resumed:
         """
         stack, (pairs, length) = self.stack, tokens.shape
         held = budget.clean_bytes(stack, pairs, length) + budget.values_bytes(stack, places, pairs) + budget.statistics_bytes(pairs)
+        held += budget.block_bytes(stack)
         # 8 bytes a logit: itself, and its exponential while probabilities are summed.
         each = {
             index: budget.cell_bytes(stack, pairs, length, index, len(ARMS), stack.vocabulary, 8) for index in {p.index for p in places}

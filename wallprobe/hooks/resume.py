@@ -6,16 +6,18 @@ the last layer only the index that is read is finished.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from wallprobe.hooks.products import Products
 from wallprobe.hooks.stacks import Heads, Stack
 
-ROWS = 4096  # of states that go up the layers together: what the processor's caches hold beside a layer's weights
+ROWS = 2048  # of states that pass a block together: enough for its matrix products, few enough for the caches
 
+Kept = tuple[Tensor, Tensor, Tensor]  # queries, keys and values of a layer, clean
 Reduce = Callable[[Float[Tensor, "cell pair vocab"]], Float[Tensor, "cell pair figure"]]
 
 
@@ -46,9 +48,9 @@ class Clean:
         """The last index."""
         return self.residual[0].shape[1] - 1
 
-    def pairs(self, some: slice) -> "Clean":
-        """Of some pairs."""
-        return Clean(*([tensor[some] for tensor in getattr(self, part.name)] for part in fields(self)))
+    def layer(self, layer: int, pairs: slice) -> Kept:
+        """A layer's queries, keys and values, of some pairs."""
+        return self.queries[layer][pairs], self.keys[layer][pairs], self.values[layer][pairs]
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def attend(
 
 
 def walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry], reduce: Reduce) -> Float[Tensor, "entry pair figure"]:
-    """Carry every entry to the logits at the index that is read, together, some pairs after the other.
+    """Carry every entry to the logits at the index that is read, together.
 
     Entries alike go once: a patch of a block's resid_post is one of the next block's resid_pre.
 
@@ -144,13 +146,8 @@ def walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry], reduc
         reduce: what is kept of the logits.
     """
     kept, place = _distinct(entries)
-    pairs, block = len(entries[0].residual), max(1, ROWS // (len(kept) * (clean.read_index - index + 1)))
-    parts = []
-    for start in range(0, pairs, block):
-        some = slice(start, start + block)
-        parts.append(_walk(stack, clean.pairs(some), index, [Entry(entry.layer, entry.residual[some]) for entry in kept]))
-    over = torch.cat(parts, dim=1)[place]
-    return reduce(stack.read(over.flatten(0, 1)).view(len(entries), pairs, -1))
+    over = _walk(stack, clean, index, kept)
+    return reduce(stack.read(over.flatten(0, 1)).view(*over.shape[:2], -1))[place]
 
 
 def _distinct(entries: Sequence[Entry]) -> tuple[list[Entry], list[int]]:
@@ -170,10 +167,10 @@ def _distinct(entries: Sequence[Entry]) -> tuple[list[Entry], list[int]]:
 
 
 def _walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry]) -> Float[Tensor, "entry pair d_model"]:
-    """The residual stream at the index that is read, after the last block."""
+    """The residual stream at the index that is read, after the last block; a block takes some pairs after the other."""
     read, length = clean.read_index, clean.read_index - index + 1
     pairs, width = entries[0].residual.shape
-    states = entries[0].residual.new_empty(len(entries), pairs, length, width)
+    states, products = entries[0].residual.new_empty(len(entries), pairs, length, width), Products()
     active = 0
     for layer in range(entries[0].layer, stack.n_layers):
         inside = active
@@ -181,40 +178,47 @@ def _walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry]) -> F
             states[active] = clean.residual[layer][:, index:]
             states[active, :, 0] = entries[active].residual
             active += 1
-        last = layer == stack.n_layers - 1
-        asked = 1 if last else length
-        query, key, value = _heads(stack, clean, layer, index, states[:active], inside, asked)
-        past = (clean.keys[layer][:, :, :index], clean.values[layer][:, :, :index]) if index else None
-        added = stack.write(layer, attend(query, key, value, past, stack.scale, active))
-        rows = states[:active].view(active * pairs, length, width)[:, -asked:]
-        if stack.parallel:
-            added += stack.mlp(layer, rows)
-            done = rows.add_(added) if not last else rows + added
-        else:
-            done = rows.add_(added) if not last else rows + added
-            done += stack.mlp(layer, done)
-        if last:
-            ends = done.view(active, pairs, width)
+        products.block(active * pairs * length)
+        together = max(1, ROWS // (active * length))
+        for start in range(0, pairs, together):
+            some = slice(start, start + together)
+            _block(stack, clean.layer(layer, some), layer, index, states[:active, some], inside, products)
     # After the last block an index is read or it is nothing to the answer.
     over = [entry.residual if index == read else clean.residual[-1][:, read] for entry in entries[active:]]
-    if active:
-        over = [*ends.unbind(0), *over]
-    return torch.stack(over)
+    return torch.stack([*states[:active, :, -1].unbind(0), *over])
+
+
+def _block(
+    stack: Stack, clean: Kept, layer: int, index: int, states: Float[Tensor, "entry pair index d_model"], inside: int, products: Products
+) -> None:
+    """Carry states through one block, in place; in the last one only the index that is read is carried."""
+    query, key, value = _heads(stack, clean, layer, index, states, inside, products)
+    past = (clean[1][:, :, :index], clean[2][:, :, :index]) if index else None
+    rows = states[:, :, -query.shape[2] :]
+    added = stack.write(layer, attend(query, key, value, past, stack.scale, len(states)), products).view(rows.shape)
+    if stack.parallel:
+        added += stack.mlp(layer, rows, products)
+        rows += added
+    else:
+        rows += added
+        rows += stack.mlp(layer, rows, products)
 
 
 def _heads(
-    stack: Stack, clean: Clean, layer: int, index: int, states: Float[Tensor, "entry pair index d_model"], inside: int, asked: int
+    stack: Stack, clean: Kept, layer: int, index: int, states: Float[Tensor, "entry pair index d_model"], inside: int, products: Products
 ) -> Heads:
     """Queries, keys and values of the entries' rows; of one that enters here, only the patched index has other than the clean ones."""
     parts: list[Heads] = []
     length = states.shape[2]
+    asked = 1 if layer == stack.n_layers - 1 else length
     if inside:
-        parts.append(stack.heads(layer, states[:inside].flatten(0, 1), index, asked))
+        parts.append(stack.heads(layer, states[:inside], index, asked, products))
     entered = len(states) - inside
     if entered:
-        new = stack.heads(layer, states[inside:, :, :1].flatten(0, 1), index, 1)
-        query = _after(new[0], clean.queries[layer], index, asked)
-        parts.append((query, _after(new[1], clean.keys[layer], index, length), _after(new[2], clean.values[layer], index, length)))
+        new = stack.heads(layer, states[inside:, :, :1], index, 1, products)
+        counts = (asked, length, length)
+        query, key, value = (_after(one, before, index, count) for one, before, count in zip(new, clean, counts, strict=True))
+        parts.append((query, key, value))
     if len(parts) == 1:
         return parts[0]
     query, key, value = (torch.cat(pieces) for pieces in zip(*parts, strict=True))

@@ -13,8 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wallprobe.errors import InstrumentError
+from wallprobe.hooks.products import Products
 from wallprobe.training import lean
 
+PLAIN = Products()  # lays nothing out
 Heads = tuple[
     Float[Tensor, "batch head query d_head"],
     Float[Tensor, "batch group index d_head"],
@@ -46,15 +48,17 @@ class Stack(Protocol):
         """The residual stream before the first block."""
         ...
 
-    def heads(self, layer: int, residual: Float[Tensor, "batch index d_model"], start: int, queries: int) -> Heads:
+    def heads(
+        self, layer: int, residual: Float[Tensor, "*batch index d_model"], start: int, queries: int, products: Products = PLAIN
+    ) -> Heads:
         """Queries of the last `queries` indices, keys and values of all; the first index given is `start` of its sequence."""
         ...
 
-    def write(self, layer: int, z: Float[Tensor, "batch index z"]) -> Float[Tensor, "batch index d_model"]:
+    def write(self, layer: int, z: Float[Tensor, "batch index z"], products: Products = PLAIN) -> Float[Tensor, "batch index d_model"]:
         """What attention adds to the residual stream, from its heads' outputs side by side."""
         ...
 
-    def mlp(self, layer: int, residual: Float[Tensor, "batch index d_model"]) -> Float[Tensor, "batch index d_model"]:
+    def mlp(self, layer: int, residual: Float[Tensor, "*batch d_model"], products: Products = PLAIN) -> Float[Tensor, "*batch d_model"]:
         """What the MLP adds, its norm included."""
         ...
 
@@ -86,26 +90,27 @@ class RunStack:
         """See `Stack`."""
         return self._params["W_E"][tokens] + self._params["W_pos"][: tokens.shape[1]]
 
-    def heads(self, layer: int, residual: Tensor, start: int, queries: int) -> Heads:
+    def heads(self, layer: int, residual: Tensor, start: int, queries: int, products: Products = PLAIN) -> Heads:
         """See `Stack`."""
         weights, d = self._layers[layer], self.d_model
-        normed = F.layer_norm(residual, (d,), weights["ln1_w"], weights["ln1_b"], 1e-5)
-        if queries == residual.shape[1]:
-            query, key, value = F.linear(normed, weights["qkv"], weights["b_qkv"]).chunk(3, dim=-1)
+        normed = F.layer_norm(residual, (d,), weights["ln1_w"], weights["ln1_b"], 1e-5).flatten(0, -3)
+        if queries == residual.shape[-2]:
+            query, key, value = products.linear(normed, weights["qkv"], weights["b_qkv"]).chunk(3, dim=-1)
         else:
-            key, value = F.linear(normed, weights["qkv"][d:], weights["b_qkv"][d:]).chunk(2, dim=-1)
-            query = F.linear(normed[:, -queries:], weights["qkv"][:d], weights["b_qkv"][:d])
+            key, value = products.linear(normed, weights["qkv"][d:], weights["b_qkv"][d:]).chunk(2, dim=-1)
+            query = products.linear(normed[:, -queries:], weights["qkv"][:d], weights["b_qkv"][:d])
         return _split(query, self._width), _split(key, self._width), _split(value, self._width)
 
-    def write(self, layer: int, z: Tensor) -> Tensor:
+    def write(self, layer: int, z: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
-        return F.linear(z, self._layers[layer]["W_O"], self._layers[layer]["b_O"])
+        return products.linear(z, self._layers[layer]["W_O"], self._layers[layer]["b_O"])
 
-    def mlp(self, layer: int, residual: Tensor) -> Tensor:
+    def mlp(self, layer: int, residual: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
         weights = self._layers[layer]
         normed = F.layer_norm(residual, (self.d_model,), weights["ln2_w"], weights["ln2_b"], 1e-5)
-        return F.linear(F.gelu(F.linear(normed, weights["W_in"], weights["b_in"])), weights["W_out"], weights["b_out"])
+        inner = products.linear(normed, weights["W_in"], weights["b_in"], "gelu")
+        return products.linear(inner, weights["W_out"], weights["b_out"])
 
     def read(self, residual: Tensor) -> Tensor:
         """See `Stack`."""
@@ -115,6 +120,13 @@ class RunStack:
 
 def _split(values: Float[Tensor, "batch index width"], width: int) -> Float[Tensor, "batch head index d_head"]:
     return values.view(*values.shape[:-1], -1, width).transpose(1, 2)
+
+
+def _through(products: Products, module: nn.Module, rows: Tensor, activation: str | None = None, times: Tensor | None = None) -> Tensor:
+    """A linear layer of transformers: torch's own, or GPT-2's, whose weight stands the other way up."""
+    weight: Any = module.weight
+    bias: Any = module.bias
+    return products.linear(rows, weight if isinstance(module, nn.Linear) else weight.mT, bias, activation, times)
 
 
 def _rotated(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -142,15 +154,15 @@ class Native(ABC):
         """See `Stack`."""
 
     @abstractmethod
-    def heads(self, layer: int, residual: Tensor, start: int, queries: int) -> Heads:
+    def heads(self, layer: int, residual: Tensor, start: int, queries: int, products: Products = PLAIN) -> Heads:
         """See `Stack`."""
 
     @abstractmethod
-    def write(self, layer: int, z: Tensor) -> Tensor:
+    def write(self, layer: int, z: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
 
     @abstractmethod
-    def mlp(self, layer: int, residual: Tensor) -> Tensor:
+    def mlp(self, layer: int, residual: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
 
     def read(self, residual: Tensor) -> Tensor:
@@ -179,6 +191,13 @@ class Native(ABC):
             raise InstrumentError(f"site {site} cannot be patched in a model of transformers; there are: {', '.join([*known, 'z'])}")
         return known[site]
 
+    def _activated(self, products: Products, module: nn.Module, function: nn.Module, rows: Tensor) -> Tensor:
+        """What a linear layer and the activation after it make of rows."""
+        config = self._model.config
+        known = ACTIVATIONS.get(str(getattr(config, "hidden_act", None) or getattr(config, "activation_function", "")))
+        made: Tensor = function(_through(products, module, rows)) if known is None else _through(products, module, rows, known)
+        return made
+
     def _angles(self, residual: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
         places = torch.arange(start, start + count, device=residual.device)[None]
         cos, sin = self._body.rotary_emb(residual, position_ids=places)
@@ -193,22 +212,21 @@ class Gpt2Stack(Native):
         summed: Tensor = self._body.wte(tokens) + self._body.wpe.weight[: tokens.shape[1]]
         return summed
 
-    def heads(self, layer: int, residual: Tensor, start: int, queries: int) -> Heads:
+    def heads(self, layer: int, residual: Tensor, start: int, queries: int, products: Products = PLAIN) -> Heads:
         """See `Stack`."""
         block = self._body.h[layer]
-        query, key, value = block.attn.c_attn(block.ln_1(residual)).split(self.d_model, dim=-1)
+        query, key, value = _through(products, block.attn.c_attn, block.ln_1(residual).flatten(0, -3)).split(self.d_model, dim=-1)
         return _split(query[:, -queries:], self._width), _split(key, self._width), _split(value, self._width)
 
-    def write(self, layer: int, z: Tensor) -> Tensor:
+    def write(self, layer: int, z: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
-        added: Tensor = self._body.h[layer].attn.c_proj(z)
-        return added
+        return _through(products, self._body.h[layer].attn.c_proj, z)
 
-    def mlp(self, layer: int, residual: Tensor) -> Tensor:
+    def mlp(self, layer: int, residual: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
         block = self._body.h[layer]
-        added: Tensor = block.mlp(block.ln_2(residual))
-        return added
+        inner = self._activated(products, block.mlp.c_fc, block.mlp.act, block.ln_2(residual))
+        return _through(products, block.mlp.c_proj, inner)
 
 
 class NeoXStack(Native):
@@ -223,24 +241,24 @@ class NeoXStack(Native):
         embedded: Tensor = self._body.embed_in(tokens)
         return embedded
 
-    def heads(self, layer: int, residual: Tensor, start: int, queries: int) -> Heads:
+    def heads(self, layer: int, residual: Tensor, start: int, queries: int, products: Products = PLAIN) -> Heads:
         """See `Stack`."""
         block = self._body.layers[layer]
-        together = _split(block.attention.query_key_value(block.input_layernorm(residual)), 3 * self._width)
+        normed = block.input_layernorm(residual).flatten(0, -3)
+        together = _split(_through(products, block.attention.query_key_value, normed), 3 * self._width)
         query, key, value = together.chunk(3, dim=-1)
-        cos, sin = self._angles(residual, start, residual.shape[1])
+        cos, sin = self._angles(residual, start, residual.shape[-2])
         return _rotated(query[:, :, -queries:], cos[:, :, -queries:], sin[:, :, -queries:]), _rotated(key, cos, sin), value
 
-    def write(self, layer: int, z: Tensor) -> Tensor:
+    def write(self, layer: int, z: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
-        added: Tensor = self._body.layers[layer].attention.dense(z)
-        return added
+        return _through(products, self._body.layers[layer].attention.dense, z)
 
-    def mlp(self, layer: int, residual: Tensor) -> Tensor:
+    def mlp(self, layer: int, residual: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
         block = self._body.layers[layer]
-        added: Tensor = block.mlp(block.post_attention_layernorm(residual))
-        return added
+        inner = self._activated(products, block.mlp.dense_h_to_4h, block.mlp.act, block.post_attention_layernorm(residual))
+        return _through(products, block.mlp.dense_4h_to_h, inner)
 
 
 class LlamaStack(Native):
@@ -251,29 +269,51 @@ class LlamaStack(Native):
         embedded: Tensor = self._body.embed_tokens(tokens)
         return embedded
 
-    def heads(self, layer: int, residual: Tensor, start: int, queries: int) -> Heads:
+    def heads(self, layer: int, residual: Tensor, start: int, queries: int, products: Products = PLAIN) -> Heads:
         """See `Stack`."""
         block = self._body.layers[layer]
-        attention, normed = block.self_attn, block.input_layernorm(residual)
-        query = _split(attention.q_proj(normed[:, -queries:]), self._width)
-        key, value = _split(attention.k_proj(normed), self._width), _split(attention.v_proj(normed), self._width)
+        attention, normed = block.self_attn, _rms_normed(block.input_layernorm, residual).flatten(0, -3)
+        query = _split(_through(products, attention.q_proj, normed[:, -queries:]), self._width)
+        key, value = (_split(_through(products, part, normed), self._width) for part in (attention.k_proj, attention.v_proj))
         if hasattr(attention, "q_norm"):
             query, key = attention.q_norm(query), attention.k_norm(key)
-        cos, sin = self._angles(residual, start, residual.shape[1])
-        return _rotated(query, cos[:, :, -queries:], sin[:, :, -queries:]), _rotated(key, cos, sin), value
+        cos, sin = self._angles(residual, start, normed.shape[1])
+        return _turned(query, cos[:, :, -queries:], sin[:, :, -queries:]), _turned(key, cos, sin), value
 
-    def write(self, layer: int, z: Tensor) -> Tensor:
+    def write(self, layer: int, z: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
-        added: Tensor = self._body.layers[layer].self_attn.o_proj(z)
-        return added
+        return _through(products, self._body.layers[layer].self_attn.o_proj, z)
 
-    def mlp(self, layer: int, residual: Tensor) -> Tensor:
+    def mlp(self, layer: int, residual: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
         block = self._body.layers[layer]
-        added: Tensor = block.mlp(block.post_attention_layernorm(residual))
-        return added
+        normed = _rms_normed(block.post_attention_layernorm, residual)
+        gate = self._activated(products, block.mlp.gate_proj, block.mlp.act_fn, normed)
+        return _through(products, block.mlp.down_proj, _through(products, block.mlp.up_proj, normed, times=gate))
 
 
+def _rms_normed(norm: Any, values: Tensor) -> Tensor:
+    """transformers' own RMS norm in one pass over the values instead of five."""
+    return F.rms_norm(values, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _turned(values: Float[Tensor, "batch head index d_head"], cos: Tensor, sin: Tensor) -> Float[Tensor, "batch head index d_head"]:
+    """`_rotated` in place, where all coordinates turn: halves of the angles are alike."""
+    first, second = values.chunk(2, dim=-1)
+    half = first.shape[-1]
+    cos, sin = cos[..., :half], sin[..., :half]
+    carried = first * sin
+    first.mul_(cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).add_(carried)
+    return values
+
+
+# As transformers names them.
+ACTIVATIONS = {
+    **dict.fromkeys(("silu", "swish"), "silu"),
+    "gelu": "gelu",
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu_tanh"),
+}
 LAYOUTS: dict[str, tuple[str, type[Native]]] = {
     "gpt2": ("transformer", Gpt2Stack),
     "gpt_neox": ("gpt_neox", NeoXStack),
