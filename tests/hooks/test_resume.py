@@ -126,7 +126,7 @@ def test_entries_alike_go_once_and_blocks_of_pairs_change_nothing(both, monkeypa
     if stack.n_layers == 3:
         # the block an entry comes in at sees its patched index apart: 1, then 1 beside 1 that is inside, then 2 beside 1
         assert walked == [PAIRS, PAIRS, PAIRS, 2 * PAIRS, PAIRS]
-    monkeypatch.setattr(resume, "ROWS", 1)
+    monkeypatch.setattr(resume, "TILE", 1)
     torch.testing.assert_close(resume.walk(stack, clean, 2, entries, lambda values: values), logits, rtol=1e-5, atol=1e-5)
 
 

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wallprobe.hooks.products import Products
-from wallprobe.hooks.stacks import Heads, Stack
+from wallprobe.hooks.stacks import Stack
 
-ROWS = 2048  # of states that pass a block together: enough for its matrix products, few enough for the caches
+TILE = 12 << 20  # bytes inside the MLP of states that pass a block together: enough for its matrix products, few enough for the caches
 
 Kept = tuple[Tensor, Tensor, Tensor]  # queries, keys and values of a layer, clean
 Reduce = Callable[[Float[Tensor, "cell pair vocab"]], Float[Tensor, "cell pair figure"]]
@@ -86,7 +86,8 @@ def observe(stack: Stack, tokens: Int[Tensor, "pair index"]) -> Clean:
     length = tokens.shape[1]
     for layer in range(stack.n_layers):
         query, key, value = stack.heads(layer, residual[-1], 0, length)
-        mixed = attend(query, key, value, None, stack.scale, 1)
+        groups = key.shape[1]
+        mixed = attend(_grouped(query, groups), _grouped(key, groups), _grouped(value, groups), None, stack.scale)
         z.append(mixed)
         attn.append(stack.write(layer, mixed))
         middle = residual[-1] + attn[-1]
@@ -99,23 +100,19 @@ def observe(stack: Stack, tokens: Int[Tensor, "pair index"]) -> Clean:
 
 
 def attend(
-    query: Float[Tensor, "rows head query d_head"],
-    key: Float[Tensor, "rows group index d_head"],
-    value: Float[Tensor, "rows group index d_head"],
+    query: Float[Tensor, "pair group cell sharing query d_head"],
+    key: Float[Tensor, "pair group cell 1 index d_head"],
+    value: Float[Tensor, "pair group cell 1 index d_head"],
     past: tuple[Float[Tensor, "pair group past d_head"], Float[Tensor, "pair group past d_head"]] | None,
     scale: float,
-    cells: int,
 ) -> Float[Tensor, "rows query z"]:
     """Causal attention of the last `query` indices; rows are cells x pairs, and what is past is shared by the cells of a pair.
 
     The past's scores are one matrix product a pair and group over all its cells, not a copy a cell.
     """
-    rows, heads, asked, width = query.shape
-    groups, given = key.shape[1:3]
-    pairs, repeat = rows // cells, heads // groups
-    # [pair, group, cell, head of the group, index, width]
-    query = query.view(cells, pairs, groups, repeat, asked, width).permute(1, 2, 0, 3, 4, 5).reshape(-1, repeat * asked, width)
-    key, value = (part.view(cells, pairs, groups, given, width).permute(1, 2, 0, 3, 4).reshape(-1, given, width) for part in (key, value))
+    pairs, groups, cells, repeat, asked, width = query.shape
+    given = key.shape[-2]
+    query, key, value = query.reshape(-1, repeat * asked, width), key.reshape(-1, given, width), value.reshape(-1, given, width)
     scores = torch.bmm(query, key.mT)
     if asked > 1:
         hidden = torch.ones(asked, given, dtype=torch.bool, device=query.device).triu(1 + given - asked)
@@ -130,7 +127,13 @@ def attend(
         earlier = weights[..., :-given].reshape(pairs * groups, -1, past_keys.shape[1])
         mixed += torch.bmm(earlier, past_values).view(mixed.shape)
     mixed = mixed.view(pairs, groups, cells, repeat, asked, width).permute(2, 0, 4, 1, 3, 5)
-    return mixed.reshape(rows, asked, heads * width)
+    return mixed.reshape(cells * pairs, asked, -1)
+
+
+def _grouped(part: Float[Tensor, "pair head index d_head"], groups: int) -> Float[Tensor, "pair group 1 sharing index d_head"]:
+    """One cell a pair, the heads that share keys and values together."""
+    pairs, heads, count, width = part.shape
+    return part.view(pairs, groups, 1, heads // groups, count, width)
 
 
 def walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry], reduce: Reduce) -> Float[Tensor, "entry pair figure"]:
@@ -179,7 +182,7 @@ def _walk(stack: Stack, clean: Clean, index: int, entries: Sequence[Entry]) -> F
             states[active, :, 0] = entries[active].residual
             active += 1
         products.block(active * pairs * length)
-        together = max(1, ROWS // (active * length))
+        together = max(1, TILE // (4 * stack.d_mlp * active * length))
         for start in range(0, pairs, together):
             some = slice(start, start + together)
             _block(stack, clean.layer(layer, some), layer, index, states[:active, some], inside, products)
@@ -194,8 +197,8 @@ def _block(
     """Carry states through one block, in place; in the last one only the index that is read is carried."""
     query, key, value = _heads(stack, clean, layer, index, states, inside, products)
     past = (clean[1][:, :, :index], clean[2][:, :, :index]) if index else None
-    rows = states[:, :, -query.shape[2] :]
-    added = stack.write(layer, attend(query, key, value, past, stack.scale, len(states)), products).view(rows.shape)
+    rows = states[:, :, -query.shape[4] :]
+    added = stack.write(layer, attend(query, key, value, past, stack.scale), products).view(rows.shape)
     if stack.parallel:
         added += stack.mlp(layer, rows, products)
         rows += added
@@ -206,28 +209,35 @@ def _block(
 
 def _heads(
     stack: Stack, clean: Kept, layer: int, index: int, states: Float[Tensor, "entry pair index d_model"], inside: int, products: Products
-) -> Heads:
-    """Queries, keys and values of the entries' rows; of one that enters here, only the patched index has other than the clean ones."""
-    parts: list[Heads] = []
+) -> Kept:
+    """Queries, keys and values of the entries' rows, laid out for `attend`."""
     length = states.shape[2]
     asked = 1 if layer == stack.n_layers - 1 else length
-    if inside:
-        parts.append(stack.heads(layer, states[:inside], index, asked, products))
-    entered = len(states) - inside
-    if entered:
-        new = stack.heads(layer, states[inside:, :, :1], index, 1, products)
-        counts = (asked, length, length)
-        query, key, value = (_after(one, before, index, count) for one, before, count in zip(new, clean, counts, strict=True))
-        parts.append((query, key, value))
-    if len(parts) == 1:
-        return parts[0]
-    query, key, value = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    going = stack.heads(layer, states[:inside], index, asked, products) if inside else (None, None, None)
+    entering = stack.heads(layer, states[inside:, :, :1], index, 1, products) if inside < len(states) else (None, None, None)
+    groups = clean[1].shape[1]
+    query, key, value = (
+        _beside(old, new, _grouped(before[:, :, -count:], groups), count == length)
+        for old, new, before, count in zip(going, entering, clean, (asked, length, length), strict=True)
+    )
     return query, key, value
 
 
-def _after(
-    new: Float[Tensor, "rows head 1 d_head"], clean: Float[Tensor, "pair head index d_head"], index: int, count: int
-) -> Float[Tensor, "rows head count d_head"]:
-    """The patched index's vector and the clean ones after it; the last `count` of them."""
-    later = clean[:, :, index + 1 :].repeat(len(new) // len(clean), 1, 1, 1)
-    return torch.cat([new, later], dim=2)[:, :, -count:]
+def _beside(
+    going: Float[Tensor, "going head index d_head"] | None,
+    entering: Float[Tensor, "entering head 1 d_head"] | None,
+    clean: Float[Tensor, "pair group 1 sharing index d_head"],
+    patched: bool,
+) -> Float[Tensor, "pair group cell sharing index d_head"]:
+    """Entries that are on their way, then those that enter: of these only the first index, if `patched`, has other than the clean ones."""
+    pairs, groups, _, repeat, count, width = clean.shape
+    some, more = (0 if part is None else len(part) // pairs for part in (going, entering))
+    made = clean.new_empty(pairs, groups, some + more, repeat, count, width)
+    if going is not None:
+        made[:, :, :some] = going.view(some, pairs, groups, repeat, count, width).permute(1, 2, 0, 3, 4, 5)
+    if entering is not None:
+        new, first = made[:, :, some:], int(patched)
+        new[..., first:, :] = clean[..., first:, :]
+        if patched:
+            new[..., :1, :] = entering.view(more, pairs, groups, repeat, 1, width).permute(1, 2, 0, 3, 4, 5)
+    return made

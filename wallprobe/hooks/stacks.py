@@ -215,7 +215,7 @@ class Gpt2Stack(Native):
     def heads(self, layer: int, residual: Tensor, start: int, queries: int, products: Products = PLAIN) -> Heads:
         """See `Stack`."""
         block = self._body.h[layer]
-        query, key, value = _through(products, block.attn.c_attn, block.ln_1(residual).flatten(0, -3)).split(self.d_model, dim=-1)
+        query, key, value = _through(products, block.attn.c_attn, block.ln_1(residual).flatten(0, -3)).chunk(3, dim=-1)
         return _split(query[:, -queries:], self._width), _split(key, self._width), _split(value, self._width)
 
     def write(self, layer: int, z: Tensor, products: Products = PLAIN) -> Tensor:
