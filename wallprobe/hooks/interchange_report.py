@@ -155,6 +155,7 @@ def make_result(
             [[answer_logs(cells[layer, index].treated, pairs)[name][:shown].exp().numpy() for index in indices] for layer in layers]
         )
         grid[f"example_p_{name}"] = (("example", "layer", "index"), probs.transpose(2, 0, 1), "probability", LONG[name])
+    grid |= _example_answers(cells, layers, indices, base_log[:shown], donor_log[:shown])
     for name, tokens in (("src", pairs.donor), ("dst", pairs.base)):
         grid[f"example_{name}_token"] = (
             ("example", "token_index"),
@@ -174,6 +175,7 @@ def make_result(
     attrs = {"src": str(src.name), "dst": str(dst.name), "site": request["site"], "align": request["align"]}
     attrs |= {"noise_floor": 1.0 / task.modulus} | ({"subspace": request["subspace"]} if request["subspace"] else {})
     coords = {"layer": layers, "index": indices, "example": list(range(shown)), "token_index": list(range(horizon))}
+    coords["answer"] = list(range(base_log.shape[1]))
     data = dataset(coords, grid, **attrs, modulus=task.modulus, read_index=horizon - 1, shared_initialisation=int(shared))
     summary = _summary(figures, attrs, layers, len(pairs.own), shared)
     manifest = provenance(
@@ -188,6 +190,28 @@ def make_result(
         seeds={"pairs": request["seed"]},
     )
     return Result("interchange", data, ("layer", "index"), summary, manifest)
+
+
+def _example_answers(
+    cells: Mapping[tuple[int, int], Cell],
+    layers: list[int],
+    indices: list[int],
+    base_log: Float[Tensor, "example vocab"],
+    donor_log: Float[Tensor, "example vocab"],
+) -> dict[str, tuple[tuple[str, ...], Any, str, str]]:
+    """Of the first pairs the whole distribution over answers: before the patch, after it at every cell, and the donor's."""
+    after = np.array([[cells[layer, index].treated[: len(base_log)].exp().numpy() for index in indices] for layer in layers])
+    said = {"before": base_log.exp().numpy(), "donor": donor_log.exp().numpy()}
+    words = {"before": "dst's prediction on B without a patch", "donor": "src's own prediction on A"}
+    return {
+        "example_after": (
+            ("example", "layer", "index", "answer"),
+            after.transpose(2, 0, 1, 3).astype("float32"),
+            "probability",
+            "dst's prediction on B, patched",
+        ),
+        **{f"example_{name}": (("example", "answer"), probs.astype("float32"), "probability", words[name]) for name, probs in said.items()},
+    }
 
 
 def shares_initialisation(src: Run, dst: Run) -> bool:

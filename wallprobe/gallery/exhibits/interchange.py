@@ -42,6 +42,8 @@ def exhibit(result: Result) -> Exhibit:
         sections.append(_shift(result, index))
     if charts.has(result, "example_src_token", "example_dst_token", "example_p_import"):
         sections.append(_examples(result, layer, src, dst))
+    if charts.has(result, "example_before", "example_after", "example_donor", "example_own_answer"):
+        sections.append(_before_after(result, layer, index, src, dst))
     grid = result.data["p_import"].values.astype(float)
     glance = Glance("cells", tuple(tuple(None if math.isnan(cell) else float(cell) for cell in row) for row in grid), floor(result))
     return Exhibit(headline(result, otherwise), tuple(sections), glance)
@@ -269,3 +271,36 @@ def _examples(result: Result, layer: int, src: str, dst: str) -> Figure:
     caption = f"Depth of blue: probability of the donor's prediction when that index alone is patched, 0 to {charts.chance(top)}."
     caption += " Plain tokens were not patched."
     return Figure(title, tuple(frames), f"{title}. Largest per example: {', '.join(told)}.", caption, stepper="example")
+
+
+def _before_after(result: Result, layer: int, index: int, src: str, dst: str) -> Figure:
+    """One pair's distribution over answers before the patch, after it, and the donor's; the three answers are named."""
+    data = result.data
+    frames, told = [], []
+    for number in range(data.sizes["example"]):
+        at = data.isel(example=number)
+        named = {int(at[f"example_{key}_answer"].item()): words for key, words in (("own", "own"), ("rule", "rule"), ("import", "donor's"))}
+        tokens = [f" {value} {named[value]} " if value in named else f" {value} " for value in data["answer"].values.tolist()]
+        rows = {
+            f"before, {dst} on its own sequence": at["example_before"],
+            "after the patch": at["example_after"].isel(layer=layer, index=index),
+            f"the donor, {src} on its own sequence": at["example_donor"],
+        }
+        panels = []
+        for label, probabilities in rows.items():
+            values = [round(value, 4) for value in probabilities.values.astype(float).tolist()]
+            best = int(np.argmax(values))
+            says = f"{label}: {best} with {charts.chance(values[best])}"
+            panels.append(
+                Panel("ColoredTokens", {"tokens": tokens, "values": values, "minValue": -1, "maxValue": 1, "positiveColor": ACCENT}, says)
+            )
+        frames.append(Frame(tuple(panels), f"pair {number + 1} of {data.sizes['example']}"))
+        own, imported = (int(at[f"example_{key}_answer"].item()) for key in ("own", "import"))
+        moved = [charts.chance(float(at["example_after"][layer, index, answer].item())) for answer in (own, imported)]
+        told.append(f"pair {number + 1}: own answer {moved[0]}, donor's {moved[1]} after")
+    where = f"layer {data['layer'].values.tolist()[layer]}, index {data['index'].values.tolist()[index]}"
+    title = f"Before and after: what {dst} answers when {where} is {src}'s"
+    caption = (
+        "Every token that could come next; depth of blue: its probability, 0 to 1. own, rule and donor's are the three answers told apart."
+    )
+    return Figure(title, tuple(frames), f"{title}. {'; '.join(told)}.", caption, stepper="pair")
