@@ -2,14 +2,16 @@
 
     python benchmarks/gains.py MODEL_FOLDER [--repeats 5] [--skip-stream] [--blocks 3] [--width 5120] [--threads 1] [--folder DIR]
 
-The first table takes one batch through each way side by side, in turn, and prints the least time of each. The second writes blocks of
-Pythia-12B's shape in half precision to disk and streams them for 1, 8 and 64 prompts: time, peak anonymous memory, and the bound: the time
-of reading the blocks from this disk's cache, casting them to fp32 and multiplying, measured alone. Few blocks stand for 36.
+The first table takes one batch through each way side by side, in turn, and prints the least time and the median processor time of each. The
+second writes blocks of Pythia-12B's shape in half precision to disk and streams them for 1, 8 and 64 prompts: time, peak anonymous memory,
+and the bound: the time of reading the blocks from this disk's cache, casting them to fp32 and multiplying, measured alone. Few blocks
+stand for 36.
 """
 
 import argparse
 import gc
 import json
+import statistics
 import tempfile
 import threading
 import time
@@ -54,27 +56,33 @@ class Peak(threading.Thread):
         return self.peak / GIB
 
 
-def side_by_side(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Least seconds and peak anonymous GiB of each way, taken in turn."""
-    best = dict.fromkeys(ways, (float("inf"), 0.0))
-    for _ in range(repeats + 1):
+def side_by_side(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float, float]]:
+    """Least seconds, median processor seconds and peak anonymous GiB of each way, taken in turn."""
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    processor: dict[str, list[float]] = {name: [] for name in ways}
+    peaks = dict.fromkeys(ways, 0.0)
+    for turn in range(repeats + 1):
         for name, way in ways.items():
-            watch = Peak()
-            watch.start()
-            start = time.perf_counter()
+            watch = Peak() if turn == 0 else None  # it takes processor time itself
+            if watch is not None:
+                watch.start()
+            start, spent = time.perf_counter(), time.process_time()
             way()
-            seconds = time.perf_counter() - start
-            best[name] = min(best[name][0], seconds), max(best[name][1], watch.stop())
-    return best
+            if watch is not None:
+                peaks[name] = watch.stop()
+            else:
+                wall[name].append(time.perf_counter() - start)
+                processor[name].append(time.process_time() - spent)
+    return {name: (min(wall[name]), statistics.median(processor[name]), peaks[name]) for name in ways}
 
 
-def overhead(source: str, repeats: int) -> None:
+def overhead(source: str, repeats: int, copies: int) -> None:
     """The first table."""
     loaded = models.load(source)
     model: Any = loaded.model
     prompts = prompt_set(loaded)
     shortest = min(map(len, prompts.tokens))
-    tokens = torch.stack([row[:shortest] for row in prompts.tokens])
+    tokens = torch.stack([row[:shortest] for row in prompts.tokens]).repeat(copies, 1)
     mask = torch.ones_like(tokens)
     names = {f"blocks.{layer}.{site}" for layer in range(loaded.n_layers) for site in SITES}
 
@@ -102,9 +110,12 @@ def overhead(source: str, repeats: int) -> None:
     }
     ways |= nnsight_way(source, loaded, tokens)
     found = side_by_side(ways, repeats)
-    table = Table("way", "milliseconds", "over bare", "peak anonymous GiB", title=f"{loaded.n_layers} layers, {tuple(tokens.shape)} tokens")
-    for name, (seconds, peak) in found.items():
-        table.add_row(name, f"{1e3 * seconds:.1f}", f"{seconds / found['bare forward'][0] - 1:+.1%}", f"{peak:.2f}")
+    heads = ("way", "least ms", "over bare", "median processor ms", "over bare", "peak anonymous GiB")
+    table = Table(*heads, title=f"{loaded.n_layers} layers, {tuple(tokens.shape)} tokens, {torch.get_num_threads()} threads")
+    bare = found["bare forward"]
+    for name, (seconds, processor, peak) in found.items():
+        over = [f"{part / whole - 1:+.1%}" for part, whole in zip((seconds, processor), bare, strict=False)]
+        table.add_row(name, f"{1e3 * seconds:.1f}", over[0], f"{1e3 * processor:.1f}", over[1], f"{peak:.2f}")
     CONSOLE.print(table)
 
 
@@ -262,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a Hugging Face folder, such as SmolLM2-135M's")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=1, help="of the four prompts, for a larger batch")
     parser.add_argument("--skip-stream", action="store_true")
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--width", type=int, default=5120)
@@ -270,7 +282,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.model:
-        overhead(options.model, options.repeats)
+        overhead(options.model, options.repeats, options.copies)
     if not options.skip_stream:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             streaming(Path(folder), options.blocks, options.width)

@@ -5,6 +5,7 @@ never processed (no folding, no centring). Nothing outside this file constructs 
 """
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,12 @@ class Loaded:
     tokenizer: Any = None
     parallel: bool = False
     processing: str = "none"
+
+    @functools.cached_property
+    def points(self) -> Mapping[str, Any]:
+        """Hook points by name; the bridge resolves every alias of the model again each time it is asked."""
+        found: Mapping[str, Any] = cast(Any, self.model).hook_dict
+        return found
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def residuals(
     Raises:
         InstrumentError: if a block's hook does not fire exactly once.
     """
-    model, points = cast(Any, loaded.model), cast(Any, loaded.model).hook_dict
+    model, points = cast(Any, loaded.model), loaded.points
     seen: list[Tensor] = []
     placed = tokens.to(next(loaded.model.parameters()).device)
     options = {} if loaded.tokenizer is None else {"attention_mask": torch.ones_like(placed)}

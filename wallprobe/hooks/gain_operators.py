@@ -58,7 +58,7 @@ def tangents(loaded: Loaded, tokens: Int[Tensor, "batch index"], seed: int = 42)
     J maps the residual a block reads to what its sub-layer adds, the norm included. One forward pass carries the derivative of every
     layer: it starts anew at each block's resid_pre, and attention's output hands none on, so that the MLP's is with respect to the same v.
     """
-    model, points = cast(Any, loaded.model), cast(Any, loaded.model).hook_dict
+    model, points = cast(Any, loaded.model), loaded.points
     device = next(loaded.model.parameters()).device
     sums: dict[tuple[int, str], Tensor] = {}
     options = {} if loaded.tokenizer is None else {"attention_mask": torch.ones_like(tokens).to(device)}

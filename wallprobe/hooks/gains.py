@@ -5,7 +5,7 @@ One forward pass a batch of equal-length prompts; nothing but norms leaves the h
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any, cast
@@ -28,23 +28,25 @@ IDENTITY_TOLERANCE = 1e-4  # relative; fp32 sums of two terms stay below 1e-6
 FINAL_TOLERANCE = 1e-6
 MAX_TOKENS = 1024  # a batch; bounds the logits some models make whether asked or not
 SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+WAITING = 1 << 20  # numbers of blocks whose norms wait to be taken together
 HOOK_LEVEL = 1 << 20  # ours alone, so that removing them leaves others' hooks in place
 EXPECTED = frozenset({*SITES, "attn_in", "mlp_in"})
 
 
 class _Tap:
-    """Collects one forward pass: the current block's vectors until its resid_post arrives, then only their norms."""
+    """Collects one forward pass: a block's vectors until its resid_post has arrived and they are many enough, then only their norms."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded = loaded
         self.rows: list[dict[str, Tensor]] = []
         self.live: dict[str, Tensor] = {}
+        self.waiting: list[dict[str, Tensor]] = []
         self.last: Tensor | None = None
         self.final_error: float | None = None
 
     def see(self, layer: int, site: str, value: Tensor) -> None:
         """A hook fired."""
-        if layer != len(self.rows) or site in self.live:
+        if layer != len(self.rows) + len(self.waiting) or site in self.live:
             raise InstrumentError(
                 f"{self.loaded.name}: {site} of layer {layer} fired out of turn or twice in one forward pass; no gain reported"
             )
@@ -59,13 +61,22 @@ class _Tap:
                 raise InstrumentError(
                     f"{self.loaded.name}: {', '.join(missing)} of layer {layer} did not fire; its blocks are laid out differently"
                 )
-            self.rows.append(block_norms(self.live, self.loaded.parallel))
+            self.waiting.append(self.live)
             self.live, self.last = {}, value
+            if len(self.waiting) * len(PARTS) * value.numel() >= WAITING:
+                self.take()
+
+    def take(self) -> None:
+        """Norms of the blocks that wait: few tokens' cost less together."""
+        if self.waiting:
+            self.rows += block_norms(self.waiting, self.loaded.parallel)
+            self.waiting = []
 
     def see_final(self, value: Tensor) -> None:
         """The final norm was called: its input must be the last block's resid_post (B7: hidden_states[-1] is not)."""
         if self.final_error is not None or self.last is None or self.last.shape != value.shape:
             raise InstrumentError(f"{self.loaded.name}: the final norm fired twice, or not after the last block; no gain reported")
+        self.take()
         if self.rows and not bool(self.rows[-1]["resid_post"].isfinite().all()):  # what is not finite stays so
             for layer, row in enumerate(self.rows):
                 check_finite(self.loaded.name, row["resid_post"], layer)
@@ -106,13 +117,14 @@ def _forms(parallel: bool) -> tuple[tuple[str, ...], Float[Tensor, "product form
     return tuple(wanted), torch.stack([torch.outer(sums[one], sums[other]).flatten() for one, other in twice], dim=1)
 
 
-def block_norms(live: dict[str, Tensor], parallel: bool) -> dict[str, Tensor]:
-    """One block's norms `[batch, index]`, from fp32 vectors lifted to fp64 on the CPU (mps has no fp64).
+def block_norms(blocks: Sequence[Mapping[str, Tensor]], parallel: bool) -> list[dict[str, Tensor]]:
+    """Each block's norms `[batch, index]`, from fp32 vectors lifted to fp64 on the CPU (mps has no fp64).
 
-    All of them come from the six vectors' inner products, in one product a block: an operation a norm would cost as much as the block.
+    All of them come from the six vectors' inner products, in one product: an operation a norm would cost as much as the block.
     Of what the parts miss of the sum, the products' rounding leaves 1e-8 of the largest norm unseen, a tenth of what fp32 sums miss.
     """
-    vectors = torch.stack([live[site].detach() for site in PARTS], dim=-2).cpu().double()
+    vectors = torch.stack([live[site].detach() for live in blocks for site in PARTS], dim=-2).cpu().double()
+    vectors = vectors.view(*vectors.shape[:-2], len(blocks), len(PARTS), -1)
     wanted, forms = _forms(parallel)
     values = (vectors @ vectors.mT).flatten(-2) @ forms
     norms, (attn_mlp, mlp_read) = values[..., : len(wanted)].clamp_min(0.0).sqrt(), values[..., len(wanted) :].unbind(dim=-1)
@@ -122,7 +134,7 @@ def block_norms(live: dict[str, Tensor], parallel: bool) -> dict[str, Tensor]:
     # Relative to the largest term: where an MLP erases a massive activation, fp32 rounding is that term's, not the small sum's.
     largest = torch.stack([found[name] for name in ("resid_pre", "attn_out", "mlp_out", "resid_post")]).amax(dim=0)
     found["identity_error"] = found.pop("missing") / largest.clamp_min(1e-30)
-    return found
+    return [{name: value[..., place] for name, value in found.items()} for place in range(len(blocks))]
 
 
 def measure_norms(loaded: Loaded, tokens: Int[Tensor, "batch index"]) -> list[Norms]:
@@ -144,8 +156,8 @@ def measure_norms(loaded: Loaded, tokens: Int[Tensor, "batch index"]) -> list[No
     def hook(layer: int, site: str) -> Callable[..., None]:
         return lambda value, hook=None: tap.see(layer, site, value)
 
-    # Looked up once: the bridge's own `hooks` resolves every alias of the model again for each hook it adds (13 ms each on 30 layers).
-    points = model.hook_dict
+    # The bridge's own `hooks` resolves every alias of the model again for each hook it adds (13 ms each on 30 layers).
+    points = loaded.points
     device = next(loaded.model.parameters()).device
     placed = tokens.to(device)
     # A stated mask: without it some models take a token that equals the padding id for padding.

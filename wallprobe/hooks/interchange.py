@@ -222,8 +222,7 @@ def _check_hooks(loaded: models.Loaded, names: Sequence[str]) -> None:
     Raises:
         InstrumentError: naming them.
     """
-    hooks: Any = loaded.model
-    missing = [name for name in names if name not in hooks.hook_dict]
+    missing = [name for name in names if name not in loaded.points]
     if missing:
         raise InstrumentError(f"{loaded.name} has no hook {', '.join(missing)}; choose another --site")
 

@@ -104,7 +104,7 @@ class _Part:
         self.before = _sums(self.plain, tokens)
 
     def _logits(self, hooks: dict[str, Callable[..., Tensor]]) -> Tensor:
-        model, points = cast(Any, self.loaded.model), cast(Any, self.loaded.model).hook_dict
+        model, points = cast(Any, self.loaded.model), self.loaded.points
         placed = self.tokens.to(next(self.loaded.model.parameters()).device)
         options = {} if self.loaded.tokenizer is None else {"attention_mask": torch.ones_like(placed)}
         for name, hook in hooks.items():

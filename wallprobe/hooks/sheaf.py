@@ -164,7 +164,7 @@ def _layer(found: list[dict[str, Tensor]], weight: dict[str, Tensor], d_model: i
 
 def _patterns(loaded: Loaded, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Attention patterns and what attention reads, by layer, fp64 on the CPU."""
-    model, points = cast(Any, loaded.model), cast(Any, loaded.model).hook_dict
+    model, points = cast(Any, loaded.model), loaded.points
     pattern: dict[int, Tensor] = {}
     given: dict[int, Tensor] = {}
     placed = tokens.to(next(loaded.model.parameters()).device)

@@ -237,7 +237,7 @@ def _through(
     missing = sorted({"attn_in", "attn_out", "mlp_in", "mlp_out"} - live.keys())
     if missing:
         raise InstrumentError(f"{model.name}: {', '.join(missing)} of layer {layer} did not fire; no gain reported")
-    return after, block_norms(live | {"resid_post": after}, model.parallel)
+    return after, block_norms([live | {"resid_post": after}], model.parallel)[0]
 
 
 def _key(model: Streamed, prompts: PromptSet) -> str:
