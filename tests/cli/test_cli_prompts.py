@@ -65,7 +65,7 @@ REFUSALS = [
     (["--src", "lost.gguf"], "no file lost.gguf; give an existing .gguf file"),
     (["--dst", "words"], "one and words have other tokenizers"),
     (["--dst", "wide"], "one is 32 wide and wide 64: their residual streams do not fit"),
-    (["--dst", "bloom"], "bloom is a bloom, whose passes cannot be resumed from the middle; known are gpt2"),
+    (["--dst", "bloom", "--site", "attn_out"], "what attn_out is in a bloom is not known here; give --site resid_pre or resid_post"),
     (["--site", "nose"], "no site named 'nose'; there are: resid_pre"),
     (["--site", "resid_mid"], "site resid_mid cannot be patched in a model of transformers; there are: resid_pre"),
     (["--layer", "9"], "layer 9 does not exist; give 0 to 2, or all"),
@@ -91,11 +91,23 @@ def save_others(folder):
     tokenizer.save_pretrained(folder / "words")
     from transformers import BloomConfig, BloomForCausalLM
 
-    BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(folder / "bloom")
+    BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=32, n_layer=2, n_head=2)).save_pretrained(folder / "bloom")
     tiny_models.save_tokenizer(folder / "bloom")
     write(folder / "keys.jsonl", [{key: text for key, text in PAIRS[0].items() if key != "wrong"}])
     write(folder / "long.jsonl", [PAIRS[0], PAIRS[1] | {"corrupt": "bank of paris"}])
     write(folder / "words.jsonl", [PAIRS[0] | {"answer": "jumps over"}])
+
+
+def test_a_layout_that_nobody_took_apart_goes_whole_and_says_so(invoke, tmp_path):
+    save_others(tmp_path)
+    code, out, err = invoke(*COMMAND, "--src", "bloom", "--dst", "bloom", "--layer", "all", "--site", "resid_pre,resid_post")
+    assert code == 0, err
+    assert "every cell was a whole pass of the model" in out
+    (stored,) = (tmp_path / "results").glob("prompts-*")
+    record = json.loads((stored / "result.json").read_text(encoding="utf-8"))
+    assert record["manifest"]["engine"]["passes"] == "whole"
+    ends = [cell for cell in record["values"] if (cell["site"], cell["layer"], cell["index"]) == ("resid_post", 1, 3)]
+    assert [cell["restored"] for cell in ends] == [pytest.approx(1.0, abs=1e-4)]
 
 
 def test_bad_input_gets_one_line_and_leaves_nothing(invoke, tmp_path, capsys):

@@ -88,9 +88,11 @@ def _table(result: "Result") -> Any:
 def _reading(summary: "Mapping[str, Any]", engine: "Mapping[str, Any]") -> str:
     """The lines under the table: its scale, and the guards."""
     ends = (f"{summary[f'{name}_logit_difference']:.2f} (p of answer {summary[f'{name}_p_answer']:.3f})" for name in ("base", "clean"))
+    whole = engine["backend"] == "hooks" and engine["passes"] == "whole"
+    slow = "\nThis layout has not been taken apart: every cell was a whole pass of the model, slower than from the middle." if whole else ""
     return (
         f"L: layer, i: index, with the first clean prompt's token. Restored: from 0, the corrupt prompts' difference in logits, to 1, the "
         f"clean ones': {' to '.join(ends)}.\n{summary['n_pairs']} pairs, {summary['n_cells']} cells; self-patches changed "
         f"{summary['self_patch_max_change']:g}; {engine['checked_cells']} cells were run whole as well, at most "
-        f"{engine['largest_difference']:.1g} logits apart."
+        f"{engine['largest_difference']:.1g} logits apart.{slow}"
     )

@@ -1,9 +1,10 @@
 """How a language model gives activations and is patched: by passes from the middle on its own weights, or by nnsight's traces.
 
-`Resumed` is the quick way; some of its cells are also run whole, through hooks on the model's own modules. `Traced` is the same model
-through nnsight, one trace a patch.
+`Resumed` is the quick way; some of its cells are also run whole, through hooks on the model's own modules. `Looped` runs every cell so,
+for models that nobody here has taken apart. `Traced` is the same model through nnsight, one trace a patch.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,22 +55,21 @@ class Engine(Protocol):
         ...
 
 
-def layout(plain: models.Plain) -> stacks.Native:
-    """The model in steps.
+def layout(plain: models.Plain) -> stacks.Native | stacks.Modules:
+    """The model in steps, or its blocks where the steps are not known.
 
     Raises:
-        ConfigError: if its layout is not known.
+        ConfigError: if not even those are.
     """
-    stack = stacks.of_transformers(plain.model)
+    stack = stacks.of_transformers(plain.model) or stacks.of_modules(plain.model)
     if stack is None:
         raise ConfigError(
-            f"{plain.name} is a {plain.model.config.model_type}, whose passes cannot be resumed from the middle; "
-            f"known are {', '.join(stacks.LAYOUTS)}"
+            f"{plain.name} is a {plain.model.config.model_type}, whose blocks cannot be told; known are {', '.join(stacks.LAYOUTS)}"
         )
     return stack
 
 
-def points(plain: models.Plain, stack: stacks.Native, places: Sequence[Place]) -> dict[Place, Point]:
+def points(plain: models.Plain, stack: stacks.Native | stacks.Modules, places: Sequence[Place]) -> dict[Place, Point]:
     """Where in the model's own modules each cell is.
 
     Raises:
@@ -80,45 +80,14 @@ def points(plain: models.Plain, stack: stacks.Native, places: Sequence[Place]) -
     return {place: (paths[found[place.site, place.layer][0]], found[place.site, place.layer][1]) for place in places}
 
 
-class Resumed:
-    """Passes from the middle; self-patches and whole passes through torch's hooks on the model's own modules."""
+class Hooked:
+    """Whole passes and self-patches through torch's hooks on the model's own modules."""
 
-    def __init__(self, plain: models.Plain) -> None:
-        self.plain, self.stack = plain, layout(plain)
-        self._clean: resume.Clean | None = None
+    def __init__(self, plain: models.Plain, stack: stacks.Native | stacks.Modules) -> None:
+        self.plain, self.stack = plain, stack
         self._tokens: Tensor | None = None
-
-    def run(self, tokens: Int[Tensor, "pair index"], places: Sequence[Place]) -> Float[Tensor, "pair vocab"]:
-        """See `Engine`; the model taken apart is held to the model itself.
-
-        Raises:
-            InstrumentError: if the steps give other logits than the model.
-        """
-        self._clean, self._tokens = None, tokens  # the last one is freed first
-        self._clean = resume.observe(self.stack, tokens)
-        logits = self.stack.read(self._clean.residual[-1][:, -1])
-        apart = float((logits[:2] - self.plain.model(tokens[:2], logits_to_keep=1).logits[:, -1]).abs().max())
-        if not apart <= AGREEMENT * max(1.0, float(logits[:2].abs().max())):
-            name = self.plain.name
-            raise InstrumentError(f"{name} taken apart gives logits {apart:g} off its own; its layout is not what its config says")
-        return logits
-
-    def value(self, place: Place) -> Float[Tensor, "pair width"]:
-        """See `Engine`."""
-        assert self._clean is not None
-        return sites.value_at(self.stack, self._clean, place.layer, place.index, place.site)
-
-    def patched(self, entries: Sequence[tuple[Place, Tensor]], reads: Reads) -> list[Read]:
-        """See `Engine`."""
-        assert self._clean is not None
-        clean = self._clean
-
-        def figures(logits: Float[Tensor, "entry pair vocab"]) -> Float[Tensor, "entry pair figure"]:
-            return torch.stack([torch.stack([read.difference, read.probability], -1) for read in reads(logits)])
-
-        entered = [sites.enter(self.stack, clean, place.layer, place.index, place.site, value) for place, value in entries]
-        walked = resume.walk(self.stack, clean, entries[0][0].index, entered, figures)
-        return [Read(*row.unbind(-1)) for row in walked]
+        # Most decoders can leave out the other indices' logits.
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(plain.model.forward).parameters else {}
 
     def whole(self, place: Place, value: Float[Tensor, "pair width"]) -> Float[Tensor, "pair vocab"]:
         """See `Engine`."""
@@ -130,21 +99,6 @@ class Resumed:
             return here
 
         return self._hooked(self._tokens, {(place.site, place.layer): put})
-
-    def groups(self, places: Sequence[Place], tokens: Int[Tensor, "pair index"], gib: float) -> list[list[Place]]:
-        """See `Engine`.
-
-        Raises:
-            ConfigError: if not even one cell fits.
-        """
-        stack, (pairs, length) = self.stack, tokens.shape
-        held = budget.clean_bytes(stack, pairs, length) + budget.values_bytes(stack, places, pairs) + budget.statistics_bytes(pairs)
-        held += budget.block_bytes(stack)
-        # 8 bytes a logit: itself, and its exponential while probabilities are summed.
-        each = {
-            index: budget.cell_bytes(stack, pairs, length, index, len(ARMS), stack.vocabulary, 8) for index in {p.index for p in places}
-        }
-        return budget.groups(places, each, held, gib, f"one cell of {pairs} pairs of {self.plain.name}")
 
     def self_patches(self, places: Sequence[Place], tokens: Int[Tensor, "pair index"]) -> dict[Place, float]:
         """See `Engine`.
@@ -182,7 +136,7 @@ class Resumed:
             module, given = self.stack.point(layer, site)
             handles.append(_attach(module, given, once))
         try:
-            logits: Tensor = self.plain.model(tokens, logits_to_keep=1).logits[:, -1]
+            logits: Tensor = self.plain.model(tokens, **self._last).logits[:, -1]
         finally:
             for handle in handles:
                 handle.remove()
@@ -190,6 +144,97 @@ class Resumed:
             if times != 1:
                 raise InstrumentError(f"{site} of layer {layer} of {self.plain.name} was computed {times} times in one pass; expected once")
         return logits
+
+
+class Resumed(Hooked):
+    """Passes from the middle; see `Engine`."""
+
+    def __init__(self, plain: models.Plain, stack: stacks.Native) -> None:
+        super().__init__(plain, stack)
+        self.steps = stack
+        self._clean: resume.Clean | None = None
+
+    def run(self, tokens: Int[Tensor, "pair index"], places: Sequence[Place]) -> Float[Tensor, "pair vocab"]:
+        """See `Engine`; the model taken apart is held to the model itself.
+
+        Raises:
+            InstrumentError: if the steps give other logits than the model.
+        """
+        self._clean, self._tokens = None, tokens  # the last one is freed first
+        self._clean = resume.observe(self.steps, tokens)
+        logits = self.steps.read(self._clean.residual[-1][:, -1])
+        apart = float((logits[:2] - self.plain.model(tokens[:2], logits_to_keep=1).logits[:, -1]).abs().max())
+        if not apart <= AGREEMENT * max(1.0, float(logits[:2].abs().max())):
+            name = self.plain.name
+            raise InstrumentError(f"{name} taken apart gives logits {apart:g} off its own; its layout is not what its config says")
+        return logits
+
+    def value(self, place: Place) -> Float[Tensor, "pair width"]:
+        """See `Engine`."""
+        assert self._clean is not None
+        return sites.value_at(self.steps, self._clean, place.layer, place.index, place.site)
+
+    def patched(self, entries: Sequence[tuple[Place, Tensor]], reads: Reads) -> list[Read]:
+        """See `Engine`."""
+        assert self._clean is not None
+        clean = self._clean
+
+        def figures(logits: Float[Tensor, "entry pair vocab"]) -> Float[Tensor, "entry pair figure"]:
+            return torch.stack([torch.stack([read.difference, read.probability], -1) for read in reads(logits)])
+
+        entered = [sites.enter(self.steps, clean, place.layer, place.index, place.site, value) for place, value in entries]
+        walked = resume.walk(self.steps, clean, entries[0][0].index, entered, figures)
+        return [Read(*row.unbind(-1)) for row in walked]
+
+    def groups(self, places: Sequence[Place], tokens: Int[Tensor, "pair index"], gib: float) -> list[list[Place]]:
+        """See `Engine`.
+
+        Raises:
+            ConfigError: if not even one cell fits.
+        """
+        stack, (pairs, length) = self.steps, tokens.shape
+        held = budget.clean_bytes(stack, pairs, length) + budget.values_bytes(stack, places, pairs) + budget.statistics_bytes(pairs)
+        held += budget.block_bytes(stack)
+        # 8 bytes a logit: itself, and its exponential while probabilities are summed.
+        each = {
+            index: budget.cell_bytes(stack, pairs, length, index, len(ARMS), stack.vocabulary, 8) for index in {p.index for p in places}
+        }
+        return budget.groups(places, each, held, gib, f"one cell of {pairs} pairs of {self.plain.name}")
+
+
+class Looped(Hooked):
+    """One whole pass a patch; see `Engine`."""
+
+    def __init__(self, plain: models.Plain, stack: stacks.Native | stacks.Modules) -> None:
+        super().__init__(plain, stack)
+        self._values: dict[Place, Tensor] = {}
+
+    def run(self, tokens: Int[Tensor, "pair index"], places: Sequence[Place]) -> Float[Tensor, "pair vocab"]:
+        """See `Engine`."""
+        self._tokens, self._values = tokens, {}
+        by_point: dict[tuple[str, int], list[Place]] = {}
+        for place in places:
+            by_point.setdefault((place.site, place.layer), []).append(place)
+        return self._hooked(tokens, {point: self._keeper(here) for point, here in by_point.items()})
+
+    def _keeper(self, places: Sequence[Place]) -> "Edit":
+        def keep(value: Tensor) -> Tensor:
+            self._values |= {place: value[:, place.index].clone() for place in places}
+            return value
+
+        return keep
+
+    def value(self, place: Place) -> Float[Tensor, "pair width"]:
+        """See `Engine`."""
+        return self._values[place]
+
+    def patched(self, entries: Sequence[tuple[Place, Tensor]], reads: Reads) -> list[Read]:
+        """See `Engine`."""
+        return [read for place, value in entries for read in reads(self.whole(place, value)[None])]
+
+    def groups(self, places: Sequence[Place], tokens: Int[Tensor, "pair index"], gib: float) -> list[list[Place]]:
+        """See `Engine`: every cell alone."""
+        return [[place] for place in places]
 
 
 class Traced:

@@ -16,7 +16,7 @@ from wallprobe import models, stats
 from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.hooks import remote, stacks
 from wallprobe.hooks.interventions import Intervention, NormMatched, OtherDonor, Swap
-from wallprobe.hooks.prompt_engines import Engine, Reads, Resumed, Traced, layout
+from wallprobe.hooks.prompt_engines import Engine, Looped, Reads, Resumed, Traced, layout
 from wallprobe.hooks.prompt_pairs import PromptPairs, read_pairs
 from wallprobe.hooks.prompt_report import Measured, PromptRequest, Read, figures_of, make_result
 from wallprobe.hooks.sweep_report import Place, adjusted, sign_flips
@@ -24,6 +24,7 @@ from wallprobe.manifest import Stopwatch
 from wallprobe.results import Result
 from wallprobe.rng import generator
 
+Blocks = stacks.Native | stacks.Modules
 CHECKED = 3  # cells run whole beside
 AGREEMENT = 1e-3  # of the largest logit, by which the two ways may differ
 LATE = ("resid_post", "attn_out", "mlp_out", "z")
@@ -85,7 +86,10 @@ def prompt_interchange(request: PromptRequest, *, device: str = "cpu", on_cell: 
 
 
 def _engine(request: PromptRequest, plain: models.Plain) -> Engine:
-    return Traced(plain, request.remote) if request.backend == "nnsight" else Resumed(plain)
+    if request.backend == "nnsight":
+        return Traced(plain, request.remote)
+    stack = layout(plain)
+    return Resumed(plain, stack) if isinstance(stack, stacks.Native) else Looped(plain, stack)
 
 
 def _measure(
@@ -127,7 +131,8 @@ def _measure(
             on_cell(len(figures), len(places))
     for place, q_value in zip(figures, adjusted(torch.tensor([cell["p_value"] for cell in figures.values()])), strict=True):
         figures[place]["q_value"] = float(q_value)
-    how = {"backend": request.backend, "checked_cells": len(checked), "largest_difference": apart}
+    passes = "from the middle" if isinstance(engine, Resumed) else "whole"
+    how = {"backend": request.backend, "passes": passes, "checked_cells": len(checked), "largest_difference": apart}
     return Measured(figures, treated, base, ceiling, how)
 
 
@@ -184,7 +189,7 @@ def plan(request: PromptRequest, plain: models.Plain, pairs: PromptPairs) -> lis
     return _places(request, both, pairs)
 
 
-def _places(request: PromptRequest, both: tuple[stacks.Native, stacks.Native], pairs: PromptPairs) -> list[Place]:
+def _places(request: PromptRequest, both: tuple[Blocks, Blocks], pairs: PromptPairs) -> list[Place]:
     length, depth = pairs.clean.shape[1], min(stack.n_layers for stack in both)
     for site in request.sites:
         models.hook_name(0, site)
@@ -223,7 +228,7 @@ def _places(request: PromptRequest, both: tuple[stacks.Native, stacks.Native], p
     return places
 
 
-def _alone(place: Place, stack: stacks.Native) -> bool:
+def _alone(place: Place, stack: Blocks) -> bool:
     """Does what stands there depend on that index's token alone?"""
     return place.layer == 0 and (place.site == "resid_pre" or (place.site == "mlp_out" and stack.parallel))
 

@@ -321,6 +321,32 @@ LAYOUTS: dict[str, tuple[str, type[Native]]] = {
 }
 
 
+class Modules:
+    """A Hugging Face decoder of which the blocks are known and not what is in them: it can be patched between blocks."""
+
+    parallel, d_heads = False, 0
+
+    def __init__(self, model: Any, blocks: nn.ModuleList) -> None:
+        self.n_layers, self._blocks, self._kind = len(blocks), blocks, str(model.config.model_type)
+
+    def point(self, layer: int, site: str) -> tuple[nn.Module, bool]:
+        """As `Native.point`.
+
+        Raises:
+            InstrumentError: for a site inside a block.
+        """
+        if site not in ("resid_pre", "resid_post"):
+            raise InstrumentError(f"what {site} is in a {self._kind} is not known here; give --site resid_pre or resid_post")
+        return self._blocks[layer], site == "resid_pre"
+
+
+def of_modules(model: Any) -> Modules | None:
+    """The blocks of a Hugging Face decoder, by their number; None where no one list of modules has it."""
+    depth = getattr(model.config, "num_hidden_layers", None)
+    found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    return Modules(model, found[0]) if len(found) == 1 else None
+
+
 def of_transformers(model: Any) -> Native | None:
     """The steps of a Hugging Face decoder, None where its layout is not known."""
     known = LAYOUTS.get(model.config.model_type)
