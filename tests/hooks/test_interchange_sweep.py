@@ -8,12 +8,14 @@ from scipy.stats import false_discovery_control
 
 from wallprobe import models
 from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.hooks import cache, interchange_sweep
 from wallprobe.hooks import interchange as ic
-from wallprobe.hooks import interchange_sweep
 from wallprobe.hooks.interchange_sweep import sweep
 from wallprobe.hooks.sweep_report import SweepRequest, adjusted, p_value, sign_flips
 from wallprobe.results import load_result
 from wallprobe.rng import generator
+from wallprobe.runs import find_run
+from wallprobe.tasks.recurrence import RecurrenceTask
 from wallprobe.training import lean
 
 SHAPE = lean.Shape(n_layers=3, d_model=24, n_heads=3, n_ctx=16, vocabulary=17)
@@ -58,6 +60,32 @@ def test_every_cell_that_can_matter_is_there_and_no_other(whole):
     assert whole.summary["self_patch_max_change"] == 0.0
     assert whole.manifest["engine"]["checked_cells"] == 3
     assert 0 < whole.manifest["engine"]["largest_difference"] < 1e-4
+
+
+def test_single_heads_are_their_parts_of_z(store, whole):
+    """All heads' donors together are z's, one alone is z with that head's; exactness is checked inside the sweep, on cells drawn."""
+    heads = sweep(SweepRequest("p5", "c0", sites=("heads", "z"), pairs=60), root=store)
+    assert heads.data["site"].values.tolist() == ["z.0", "z.1", "z.2", "z"]
+    assert heads.summary["self_patch_max_change"] == 0.0
+    for name in COMPARED:
+        torch.testing.assert_close(
+            torch.tensor(heads.data[name].sel(site="z").values), torch.tensor(whole.data[name].sel(site="z").values), equal_nan=True
+        )
+    changed = heads.data["change_at_hook"].sel(layer=1, index=4)
+    assert float(changed.sel(site=["z.0", "z.1", "z.2"]).max()) == pytest.approx(float(changed.sel(site="z")), rel=1e-6)
+    # One head by hand: the model's own hook, the head's own slot.
+    run = find_run("c0", store)
+    pairs = ic.draw_pairs(RecurrenceTask.from_manifest(run.manifest["task"]), 5, 60, 0)
+    donor = cache.capture(models.load_run(find_run("p5", store)), pairs.donor, ["blocks.1.attn.hook_z"])["blocks.1.attn.hook_z"]
+
+    def put(value, hook):
+        value = value.clone()
+        value[:, 4, 2] = donor[:, 4].view(len(donor), 3, -1)[:, 2]
+        return value
+
+    logits = cache.run(models.load_run(run), pairs.base, {"blocks.1.attn.hook_z": put})[:, 4]
+    imported = logits.softmax(-1).gather(1, pairs.imported[:, None]).mean()
+    assert float(heads.data["p_import"].sel(site="z.2", layer=1, index=4)) == pytest.approx(float(imported), abs=1e-5)
 
 
 def refused(store):

@@ -80,6 +80,19 @@ def test_cells_equal_whole_passes_of_the_model(folder, tmp_path):
     assert float(whole["restored"]) == pytest.approx(1.0, abs=1e-4)
 
 
+def test_single_heads_of_a_language_model(tmp_path):
+    folder = tiny_models.save_model("llama", tmp_path / "llama")
+    file = write(tmp_path / "pairs.jsonl", PAIRS)
+    result = prompt_interchange(PromptRequest(str(folder), str(folder), str(file), layers=(1,), sites=("heads",)))
+    assert result.data["site"].values.tolist() == ["z.0", "z.1", "z.2", "z.3"]
+    assert result.summary["self_patch_max_change"] == 0.0
+    whole = prompt_interchange(PromptRequest(str(folder), str(folder), str(file), layers=(1,), sites=("z",)))
+    changed = result.data["change_at_hook"].sel(index=3).max()
+    assert float(changed) == pytest.approx(float(whole.data["change_at_hook"].sel(index=3).max()), rel=1e-6)
+    with pytest.raises(ConfigError, match=r"site z.4 does not exist: there are 4 heads; give z.0 to z.3, or heads"):
+        prompt_interchange(PromptRequest(str(folder), str(folder), str(file), sites=("z.4",)))
+
+
 def test_where_nothing_can_be_swapped_there_is_no_cell(folder, tmp_path):
     file = write(tmp_path / "pairs.jsonl", PAIRS)
     data = prompt_interchange(PromptRequest(str(folder), str(folder), str(file))).data["restored"].sel(site="resid_pre")

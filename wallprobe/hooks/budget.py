@@ -10,6 +10,7 @@ from wallprobe import stats
 from wallprobe.errors import ConfigError
 from wallprobe.hooks.cache import GIB
 from wallprobe.hooks.resume import predicted_bytes
+from wallprobe.hooks.sites import module_site
 from wallprobe.hooks.stacks import Stack
 from wallprobe.hooks.sweep_report import FLIPS, Place
 
@@ -38,7 +39,7 @@ def statistics_bytes(pairs: int) -> int:
 
 def values_bytes(stack: Stack, places: Sequence[Place], rows: int) -> int:
     """Bytes of one activation a cell and row (fp32)."""
-    return 4 * rows * sum(stack.d_heads if place.site == "z" else stack.d_model for place in places)
+    return 4 * rows * sum(stack.d_heads if module_site(place.site) == "z" else stack.d_model for place in places)
 
 
 def cell_bytes(stack: Stack, pairs: int, length: int, index: int, arms: int, vocabulary: int, word: int) -> int:

@@ -5,7 +5,7 @@ must agree. Self-patches go through the hooks too, all cells folded into one bat
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def sweep(
     """
     watch = Stopwatch()
     runs = resolve_run(request.src, root), resolve_run(request.dst, root)
-    places, task, horizon = _plan(request, runs)
+    request, places, task, horizon = _plan(request, runs)
     pairs = interchange.draw_pairs(task, horizon, request.pairs, request.seed)
     fit = task.sample(FIT_SEQUENCES, generator(request.seed, "alignment")).tokens[:, :horizon] if request.align != "none" else None
     with torch.no_grad():
@@ -87,7 +87,9 @@ def sweep(
             logs = _walk(stack, clean, arms)
             for arm, by_name in zip(arms, logs, strict=True):
                 if arm.place in checked:
-                    apart = max(apart, _check(loaded, pairs.base, arm, by_name["treated"], base_log, horizon))
+                    place = arm.place
+                    there = sites.whole(stack, clean, place.layer, place.index, place.site, arm.patched["treated"])
+                    apart = max(apart, _check(loaded, pairs.base, place, there, by_name["treated"], base_log, horizon))
                 cell = _cell(arm, by_name, selves[arm.place], base_log)
                 figures[arm.place] = figures_of(arm.place, cell, pairs, base_log, donor_log, weights, signs)
             if on_cell is not None:
@@ -102,8 +104,9 @@ def check(request: SweepRequest, root: Path | None = None) -> None:
     _plan(request, (resolve_run(request.src, root), resolve_run(request.dst, root)))
 
 
-def _plan(request: SweepRequest, runs: tuple[Run, Run]) -> tuple[list[Place], Any, int]:
-    """Every cell that can matter, in the order of indices, then layers."""
+def _plan(request: SweepRequest, runs: tuple[Run, Run]) -> tuple[SweepRequest, list[Place], Any, int]:
+    """The request with its sites written out, and every cell that can matter, in the order of indices, then layers."""
+    request = replace(request, sites=sites.expand(request.sites, min(int(run.manifest["shape"]["n_heads"]) for run in runs)))
     first = interchange.Request(
         request.src, request.dst, request.layers, request.indices, "resid_pre", request.align, request.pairs, request.seed
     )
@@ -112,17 +115,17 @@ def _plan(request: SweepRequest, runs: tuple[Run, Run]) -> tuple[list[Place], An
     indices = tuple(range(horizon)) if request.indices is None else request.indices
     depth = int(runs[1].manifest["shape"]["n_layers"])
     for site in request.sites:
-        models.hook_name(0, site)
+        models.hook_name(0, sites.module_site(site))
     places = [
         Place(site, layer, index)
         for index in indices
         for layer in resolved.layers
         for site in request.sites
-        if not (site in LATE_SITES and layer == depth - 1 and index < horizon - 1)
+        if not (sites.module_site(site) in LATE_SITES and layer == depth - 1 and index < horizon - 1)
     ]
     if not places:
         raise ConfigError(f"site {request.sites[0]} of the last layer is read at index {horizon - 1} alone; give --index {horizon - 1}")
-    return places, task, horizon
+    return request, places, task, horizon
 
 
 def _stack(run: Run, device: str) -> stacks.Stack:
@@ -266,7 +269,8 @@ def _restorer(seen: Tensor, slots: Mapping[int, int]) -> Callable[..., Tensor]:
 def _check(
     loaded: models.Loaded,
     tokens: Int[Tensor, "pair index"],
-    arm: Arms,
+    place: Place,
+    there: Float[Tensor, "pair width"],
     log: Float[Tensor, "pair vocab"],
     base_log: Float[Tensor, "pair vocab"],
     horizon: int,
@@ -276,9 +280,9 @@ def _check(
     Raises:
         InstrumentError: if by more than rounding explains.
     """
-    patcher = interchange.Patcher(loaded, tokens, arm.place.hook, arm.place.index, arm.patched["treated"], base_log, horizon)
-    whole = patcher(Swap(), arm.patched["treated"])[0]
+    patcher = interchange.Patcher(loaded, tokens, place.hook, place.index, there, base_log, horizon)
+    whole = patcher(Swap(), there)[0]
     apart = float((whole - log).abs().max())
     if apart > AGREEMENT:
-        raise InstrumentError(f"{arm.place}: the quick pass is {apart:g} off the model's own; leave --sweep out, and tell us")
+        raise InstrumentError(f"{place}: the quick pass is {apart:g} off the model's own; leave --sweep out, and tell us")
     return apart

@@ -76,7 +76,7 @@ def points(plain: models.Plain, stack: stacks.Native | stacks.Modules, places: S
         InstrumentError: for a site that is no module's own.
     """
     paths = {module: path for path, module in plain.model.named_modules()}
-    found = {(place.site, place.layer): stack.point(place.layer, place.site) for place in places}
+    found = {(place.site, place.layer): stack.point(place.layer, sites.module_site(place.site)) for place in places}
     return {place: (paths[found[place.site, place.layer][0]], found[place.site, place.layer][1]) for place in places}
 
 
@@ -94,8 +94,9 @@ class Hooked:
         assert self._tokens is not None
 
         def put(here: Tensor) -> Tensor:
-            here = here.clone()
-            here[:, place.index] = value
+            here, head = here.clone(), sites.head_of(place.site)
+            there = here[:, place.index] if head is None else here[:, place.index, sites.part_of(self.stack, head)]
+            there.copy_(value)
             return here
 
         return self._hooked(self._tokens, {(place.site, place.layer): put})
@@ -133,7 +134,7 @@ class Hooked:
                 called[point] += 1
                 return edit(value)
 
-            module, given = self.stack.point(layer, site)
+            module, given = self.stack.point(layer, sites.module_site(site))
             handles.append(_attach(module, given, once))
         try:
             logits: Tensor = self.plain.model(tokens, **self._last).logits[:, -1]

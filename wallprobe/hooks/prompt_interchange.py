@@ -5,7 +5,7 @@ wrong answer's is read at the last index. 0 is dst left alone, 1 is dst on the c
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wallprobe import models, stats
 from wallprobe.errors import ConfigError, InstrumentError
-from wallprobe.hooks import remote, stacks
+from wallprobe.hooks import remote, sites, stacks
 from wallprobe.hooks.interventions import Intervention, NormMatched, OtherDonor, Swap
 from wallprobe.hooks.prompt_engines import Engine, Looped, Reads, Resumed, Traced, layout
 from wallprobe.hooks.prompt_pairs import PromptPairs, read_pairs
@@ -70,7 +70,7 @@ def prompt_interchange(request: PromptRequest, *, device: str = "cpu", on_cell: 
     remote.check(request.backend, request.remote)
     plain = models.load_plain(request.src, device)
     pairs = read_pairs(Path(request.prompts), plain.tokenizer)
-    places = plan(request, plain, pairs)
+    request, places = plan(request, plain, pairs)
     with torch.no_grad():
         engine = _engine(request, plain)
         src_hash = plain.weight_hash
@@ -162,8 +162,8 @@ def _check(engine: Engine, place: Place, value: Tensor, quick: Read, reads: Read
     return apart
 
 
-def plan(request: PromptRequest, plain: models.Plain, pairs: PromptPairs) -> list[Place]:
-    """Every cell that can matter; both models are held to the request before anything is computed.
+def plan(request: PromptRequest, plain: models.Plain, pairs: PromptPairs) -> tuple[PromptRequest, list[Place]]:
+    """The request with its sites written out, and every cell that can matter; both models are held to it before anything is computed.
 
     Raises:
         UnknownNameError, CheckpointError: for a dst that is not there.
@@ -178,7 +178,8 @@ def plan(request: PromptRequest, plain: models.Plain, pairs: PromptPairs) -> lis
     if widths[0] != widths[1]:
         raise ConfigError(f"{request.src} is {widths[0]} wide and {request.dst} {widths[1]}: their residual streams do not fit")
     both = (layout(plain), layout(dst))
-    if "z" in request.sites and both[0].d_heads != both[1].d_heads:
+    request = replace(request, sites=sites.expand(request.sites, min(stack.n_heads for stack in both)))
+    if any(sites.module_site(site) == "z" for site in request.sites) and both[0].d_heads != both[1].d_heads:
         wide = f"{both[0].d_heads} and {both[1].d_heads}"
         raise ConfigError(f"the heads of {request.src} and {request.dst} are {wide} wide; leave out site z")
     length = pairs.clean.shape[1]
@@ -186,15 +187,17 @@ def plan(request: PromptRequest, plain: models.Plain, pairs: PromptPairs) -> lis
         longest = getattr(model.model.config, "max_position_embeddings", length)
         if length > longest:
             raise ConfigError(f"{model.name} reads {longest} tokens, the prompts have {length}; give shorter ones")
-    return _places(request, both, pairs)
+    return request, _places(request, both, pairs)
 
 
 def _places(request: PromptRequest, both: tuple[Blocks, Blocks], pairs: PromptPairs) -> list[Place]:
     length, depth = pairs.clean.shape[1], min(stack.n_layers for stack in both)
     for site in request.sites:
-        models.hook_name(0, site)
+        models.hook_name(0, sites.module_site(site))
         for stack in both:
-            stack.point(0, site)
+            stack.point(0, sites.module_site(site))
+            if request.backend == "nnsight" and sites.head_of(site) is not None:
+                raise ConfigError(f"site {site} is part of a module's output, which --backend nnsight patches whole; give z")
     layers = tuple(range(depth)) if request.layers is None else request.layers
     wrong = [layer for layer in layers if not 0 <= layer < depth]
     if wrong:
@@ -211,7 +214,7 @@ def _places(request: PromptRequest, both: tuple[Blocks, Blocks], pairs: PromptPa
         for index in sorted({index % length for index in asked})
         for layer in layers
         for site in request.sites
-        if not (site in LATE and layer == stack.n_layers - 1 and index < length - 1)
+        if not (sites.module_site(site) in LATE and layer == stack.n_layers - 1 and index < length - 1)
     ]
     if request.src == request.dst:
         # Where both prompts are still one and the same there is nothing to swap.

@@ -324,7 +324,7 @@ LAYOUTS: dict[str, tuple[str, type[Native]]] = {
 class Modules:
     """A Hugging Face decoder of which the blocks are known and not what is in them: it can be patched between blocks."""
 
-    parallel, d_heads = False, 0
+    parallel, d_heads, n_heads = False, 0, 1
 
     def __init__(self, model: Any, blocks: nn.ModuleList) -> None:
         self.n_layers, self._blocks, self._kind = len(blocks), blocks, str(model.config.model_type)

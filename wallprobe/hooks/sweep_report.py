@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wallprobe import models
 from wallprobe.errors import InstrumentError
+from wallprobe.hooks import sites
 from wallprobe.hooks.interchange import Pairs
 from wallprobe.hooks.interchange_report import Cell, answer_logs, cell_figures, describe, shares_initialisation
 from wallprobe.manifest import Stopwatch, provenance
@@ -42,7 +43,7 @@ class SweepRequest:
         dst: receiving run.
         layers: None for all.
         indices: None for all up to the read.
-        sites: of `models.SITES`.
+        sites: of `models.SITES`; `z.3` is head 3's part of `z`, and `heads` every head's.
         align: "none", "procrustes" or "ridge".
         pairs: pairs drawn.
         seed: of pairs, controls, bootstrap and permutations.
@@ -71,7 +72,7 @@ class Place:
     @property
     def hook(self) -> str:
         """Its hook's name."""
-        return models.hook_name(self.layer, self.site)
+        return models.hook_name(self.layer, sites.module_site(self.site))
 
     def __str__(self) -> str:
         return f"{self.site} of layer {self.layer}, index {self.index}"
