@@ -29,7 +29,7 @@ def train(
     seeds: Annotated[str | None, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
     engine: Annotated[str, typer.Option(help="local (worker processes) or ray ($RAY_ADDRESS, else one on this machine).")] = "local",
-    preset: Annotated[str, typer.Option(help="Recipe: small (a laptop) or paper (the published one).")] = "small",
+    preset: Annotated[str, typer.Option(help="Recipe: small (a laptop), paper (the published one), tiny (seconds).")] = "small",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of the preset's.", min=1)] = None,
     task: Annotated[
         str, typer.Option(help="What the sequences are: recurrence, quadratic, ..., with fields if need be (length:length=8).")

@@ -1,4 +1,4 @@
-"""Recipes: everything a training needs besides its condition and seed, as one frozen dataclass; `small` and `paper`."""
+"""Recipes: everything a training needs besides its condition and seed, as one frozen dataclass; `small`, `paper`, `tiny`."""
 
 import math
 from collections.abc import Mapping
@@ -103,6 +103,21 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             signal_weight=0.1,
             teacher_weight=0.5,
             checkpoint_every=2_000,
+        ),
+        # To try a task or a condition in seconds; it learns easy tasks alone.
+        "tiny": Recipe(
+            preset="tiny",
+            n_layers=2,
+            d_model=32,
+            n_heads=2,
+            steps=300,
+            batch=128,
+            warmup=20,
+            muon_lr=0.02,
+            adam_lr=0.005,
+            signal_weight=0.1,
+            teacher_weight=0.5,
+            continuations=16,
         ),
     }
 )
