@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from wallprobe.gallery import charts, glance
+from wallprobe.gallery import charts, glance, glossary
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Panel, Table
 from wallprobe.results import Result, plain
 
@@ -43,7 +43,7 @@ def environment() -> jinja2.Environment:
     """The templates, with autoescape always on."""
     loader = jinja2.PackageLoader("wallprobe.gallery", "templates")
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters["number"] = charts.number
+    made.filters |= {"number": charts.number, "terms": glossary.linked, "key_terms": glossary.linked_key}
     return made
 
 
@@ -176,3 +176,8 @@ def index_page(cards: Sequence[Mapping[str, Any]], damaged: Sequence[tuple[str, 
         .get_template("index.html")
         .render(root="", groups=groups, damaged=damaged, count=len(cards), hint=EMPTY_HINT, scripts=set(), figures=None)
     )
+
+
+def glossary_page() -> str:
+    """Every term that a page may use, explained."""
+    return environment().get_template("glossary.html").render(root="", entries=glossary.entries(), scripts=set(), figures=None)
