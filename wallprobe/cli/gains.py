@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,6 +40,9 @@ def gains(
     ] = False,
     norms: Annotated[bool, typer.Option("--norms", help="Also print norms, angles, nets and sinks' shares.")] = False,
     fit: Annotated[bool, typer.Option("--fit", help="Also fit the scaling law through these models (three or more sizes).")] = False,
+    over_training: Annotated[
+        bool, typer.Option("--over-training", help="At every step there are weights of: a run's snapshots, or MODEL@step1 MODEL@step1000.")
+    ] = False,
     device: common.Device = "auto",
     runs: common.Runs = None,
     results: common.Results = None,
@@ -50,18 +53,28 @@ def gains(
     from wallprobe.cli.scaling import report as report_scaling
     from wallprobe.hooks import scaling
     from wallprobe.hooks.gain_report import Settings
+    from wallprobe.hooks.gain_series import over_models
     from wallprobe.hooks.prompt_sets import read_texts
     from wallprobe.hooks.streaming import default_budget, parse_size
+    from wallprobe.manifest import Stopwatch
 
     settings = Settings.make(gain, tokens, positions)
     if prompts is not None:
         read_texts(prompts, column, limit)  # a bad file is told before half a minute of loading
     sources = prompts, column, limit
+    if over_training:
+        _over_training(
+            models, settings, sources, fold or bool(stream) or l_star or fit, device=device, runs=runs, results=results, json=json
+        )
+        return
+    watch = Stopwatch()
     room = Room(stream, parse_size(max_ram) if max_ram else default_budget(), results, l_star)
     measured = _measure(models, settings, sources, room, fold=fold, device=device, runs=runs)
     _note_copies(measured)
     law = scaling.scaling(scaling.points_of(measured)) if fit else None
     folders = [result.save(results) for result in measured]
+    if len({str(result.summary["model"]) for result in measured}) == len(measured) > 1:
+        over_models(measured, watch).save(results)
     if json:
         told = common.together(measured, "model")
         common.print_json(told if law is None else told | {"scaling": law.to_json()})
@@ -73,6 +86,18 @@ def gains(
         console.print(tables.comparison(measured))
     if law is not None:
         report_scaling(console, law, law.save(results))
+
+
+def _over_training(
+    models: list[str], settings: "Settings", sources: tuple[str | None, str | None, int | None], more: bool, *, json: bool, **where: Any
+) -> None:
+    from wallprobe.cli import gain_training
+    from wallprobe.errors import ConfigError
+
+    if more:
+        raise ConfigError("--over-training reads whole models as they are; leave --fold, --stream, --l-star and --fit out")
+    results = where.pop("results")
+    gain_training.show(gain_training.measure(models, settings, sources, **where), results, json)
 
 
 @dataclass(frozen=True)

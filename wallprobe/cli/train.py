@@ -36,6 +36,9 @@ def train(
     ] = "recurrence",
     modulus: Annotated[int | None, typer.Option(help="p of the task, a prime.", show_default="17")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", min=1)] = None,
+    snapshot_every: Annotated[
+        int | None, typer.Option(help="Steps between weights that stay with the run (wallprobe gains RUN --over-training).", min=1)
+    ] = None,
     compile: Annotated[
         str, typer.Option("--compile", help="auto, on or off: compile the step (auto: where there is a C++ compiler).")
     ] = "auto",
@@ -59,6 +62,8 @@ def train(
     recipe = get_recipe(preset, steps=steps)
     if checkpoint_every is not None:
         recipe = dataclasses.replace(recipe, checkpoint_every=checkpoint_every)
+    if snapshot_every is not None:
+        recipe = dataclasses.replace(recipe, snapshot_every=snapshot_every)
     wanted = parse_task(task) if modulus is None else change(parse_task(task), modulus=modulus)
     todo = sweeping.chosen_jobs(sweeping.chosen_names(names, matrix, seeds, seed), recipe, wanted)
     place, compiled = models.pick_device(device), wants_compile(compile)

@@ -21,6 +21,8 @@ KINDS = {
     "temperature": ("Temperature", "Can any temperature recover the exact answer?"),
     "geometry": ("Geometry", "Where do the states behind the wall lie?"),
     "gains": ("Gains", "How loud is each layer?"),
+    "gains_models": ("Gains over models", "Where in the depth is each model loud?"),
+    "gains_training": ("Gains over training", "When did the loud layer become loud?"),
     "scaling": ("Scaling law", "Does the last MLP grow louder with size, and how sure is that?"),
     "flow": ("Flow", "What would the model say after each layer?"),
     "maps": ("Restriction maps", "Does attention shrink what it carries?"),
