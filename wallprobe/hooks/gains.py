@@ -97,7 +97,7 @@ PARTS = ("resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post")
 
 
 @functools.cache
-def _rows(parallel: bool) -> tuple[tuple[str, ...], Tensor]:
+def norm_rows(parallel: bool) -> tuple[tuple[str, ...], Tensor]:
     """Names of the norms, and the sums they are of."""
     wanted = SUMS | BRANCH[parallel]
     return tuple(wanted), torch.tensor(list(wanted.values()), dtype=torch.float64)
@@ -110,18 +110,31 @@ def block_norms(live: dict[str, Tensor], parallel: bool) -> dict[str, Tensor]:
     """
     vectors = torch.stack([live[site].detach() for site in PARTS], dim=-2).cpu().double()
     gram = vectors @ vectors.mT
-    wanted, rows = _rows(parallel)
+    wanted, rows = norm_rows(parallel)
     mixed = rows @ gram
     norms = (mixed * rows).sum(dim=-1).clamp_min(0.0).sqrt()
+    pre, _, out, _, written, post = vectors.unbind(dim=-2)
+    return named(wanted, norms, mixed @ rows[wanted.index("mlp_out")], (pre + out + written - post).norm(dim=-1))
+
+
+def named(
+    wanted: tuple[str, ...], norms: Float[Tensor, "*token norm"], between: Float[Tensor, "*token norm"], error: Float[Tensor, "*token"]
+) -> dict[str, Tensor]:
+    """A block's norms by name, its cosines and its relative identity error.
+
+    Args:
+        wanted: names of the norms.
+        norms: in their order.
+        between: inner products of what each norm is of with the MLP's output.
+        error: |x + A + M - x'|.
+    """
     found = dict(zip(wanted, norms.unbind(dim=-1), strict=True))
-    attn, mlp, read = (wanted.index(name) for name in ("attn_out", "mlp_out", "mlp_read"))
-    between = mixed @ rows[mlp]
-    found["attn_mlp_cosine"] = between[..., attn] / (found["attn_out"] * found["mlp_out"]).clamp_min(1e-30)
-    found["mlp_resid_cosine"] = between[..., read] / (found["mlp_read"] * found["mlp_out"]).clamp_min(1e-30)
+    attn, mlp_read = (between[..., wanted.index(name)] for name in ("attn_out", "mlp_read"))
+    found["attn_mlp_cosine"] = attn / (found["attn_out"] * found["mlp_out"]).clamp_min(1e-30)
+    found["mlp_resid_cosine"] = mlp_read / (found["mlp_read"] * found["mlp_out"]).clamp_min(1e-30)
     # Relative to the largest term: where an MLP erases a massive activation, fp32 rounding is that term's, not the small sum's.
     largest = torch.stack([found[name] for name in ("resid_pre", "attn_out", "mlp_out", "resid_post")]).amax(dim=0)
-    pre, _, out, _, written, post = vectors.unbind(dim=-2)
-    found["identity_error"] = (pre + out + written - post).norm(dim=-1) / largest.clamp_min(1e-30)
+    found["identity_error"] = error / largest.clamp_min(1e-30)
     return found
 
 
