@@ -1,5 +1,8 @@
 """Entry points: built-in parts come through them, a broken plugin is named and skipped."""
 
+import os
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
@@ -26,7 +29,7 @@ BUILT_IN = ("builtin", "wallprobe.training.conditions:built_in")
 
 
 def test_the_built_in_conditions_are_registered():
-    assert conditions() == built_in()
+    assert dict(conditions()) | dict(built_in()) == dict(conditions())  # a developer may have plugins installed
 
 
 def test_a_plugin_adds_but_cannot_replace(fake_entry_points, monkeypatch):
@@ -50,3 +53,66 @@ def test_a_broken_plugin_is_named_and_skipped(fake_entry_points):
 def test_an_unknown_group_is_a_programming_error():
     with pytest.raises(ValueError, match=r"'wallprobe\.nonsense' is no plugin group"):
         plugins.load_group("wallprobe.nonsense")
+
+
+def parts_of(group):
+    """What the commands see of a group, by name."""
+    from wallprobe.claims.ledger import areas
+    from wallprobe.hooks.instruments import instruments
+    from wallprobe.tasks.registry import tasks
+    from wallprobe.training.estimators import makers
+
+    readers = {"conditions": conditions, "tasks": tasks, "instruments": instruments, "estimators": makers, "claims": areas}
+    readers["exhibits"] = lambda: plugins.load_group("wallprobe.exhibits")
+    return readers[group.removeprefix("wallprobe.")]()
+
+
+UNLOADABLE = {"no_such_module_anywhere:thing": "ModuleNotFoundError", "wallprobe.plugins:NO_SUCH_NAME": "AttributeError"}
+# A function that cannot be called without arguments, and no function at all. An exhibit is not called before there is a Result:
+# one that fails then becomes a table page (tests/gallery).
+UNUSABLE = {"json:loads": "TypeError", "math:pi": "TypeError"}
+BROKEN = [(group, *pair) for group in plugins.GROUPS for pair in UNLOADABLE.items()]
+BROKEN += [(group, *pair) for group in plugins.GROUPS if group != "wallprobe.exhibits" for pair in UNUSABLE.items()]
+
+
+@pytest.mark.parametrize(("group", "value", "error"), BROKEN)
+def test_a_broken_plugin_of_any_group_is_named_and_the_rest_stands(monkeypatch, group, value, error):
+    installed = list(metadata.entry_points(group=group))
+    plugins.load_group.cache_clear()
+    before = dict(parts_of(group))
+    broken = metadata.EntryPoint("broken", value, group)
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [broken, *installed])
+    plugins.load_group.cache_clear()
+    try:
+        with pytest.warns(plugins.PluginWarning, match=rf"^plugin broken of .* \({value}\) was skipped: {error}"):
+            found = parts_of(group)
+        assert list(found) == list(before)
+    finally:
+        monkeypatch.undo()
+        plugins.load_group.cache_clear()
+
+
+def test_a_plugin_cannot_take_the_place_of_a_built_in_exhibit(monkeypatch):
+    ours = metadata.EntryPoint("eval", "wallprobe.gallery.exhibits.evaluation:exhibit", "wallprobe.exhibits")
+    theirs = metadata.EntryPoint("eval", "json:loads", "wallprobe.exhibits")
+    for order in ([ours, theirs], [theirs, ours]):
+        monkeypatch.setattr(plugins.metadata, "entry_points", lambda group, order=order: order)
+        plugins.load_group.cache_clear()
+        assert plugins.load_group("wallprobe.exhibits")["eval"].__module__ == "wallprobe.gallery.exhibits.evaluation"
+    monkeypatch.undo()
+    plugins.load_group.cache_clear()
+
+
+def test_the_command_line_names_a_broken_plugin_on_one_line(tmp_path):
+    """Installed as pip would have it: a distribution whose module is gone."""
+    info = tmp_path / "odd-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[wallprobe.instruments]\nodd = odd_plugin:thing\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    command = [sys.executable, "-c", "import sys; sys.argv = ['wallprobe', 'measure']; from wallprobe.cli import main; main()"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    assert "geometry" in done.stdout
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("wallprobe: ")]
+    assert told.startswith("wallprobe: plugin odd of odd (odd_plugin:thing) was skipped: ModuleNotFoundError")

@@ -1,11 +1,11 @@
-"""Entry points, found lazily: a plugin that fails to load is named in a warning and skipped."""
+"""Entry points, found lazily: a plugin that fails to load, or gives what its group does not take, is named in a warning and skipped."""
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 GROUPS = (
     "wallprobe.tasks",
@@ -15,35 +15,86 @@ GROUPS = (
     "wallprobe.exhibits",
     "wallprobe.claims",
 )
+Part = TypeVar("Part")
 
 
 class PluginWarning(UserWarning):
-    """A plugin that could not be loaded."""
+    """A plugin that could not be used."""
 
 
 @functools.cache
 def load_group(group: str) -> Mapping[str, Any]:
-    """The loaded objects of one entry-point group, by entry-point name.
+    """The loaded objects of one entry-point group, by entry-point name; of two with one name, the built-in one.
 
     Args:
         group: one of `GROUPS`.
 
     Returns:
-        A read-only mapping; broken plugins are missing from it and named in a `PluginWarning`.
+        A read-only mapping, the built-in ones first; broken plugins are missing from it and named in a `PluginWarning`.
 
     Raises:
         ValueError: for a group that wallprobe does not define.
     """
+    loaded: dict[str, Any] = {}
+    for entry in _entries(group):
+        if entry.name not in loaded:
+            loaded[entry.name] = _load(entry)
+    return MappingProxyType({name: value for name, value in loaded.items() if value is not None})
+
+
+def collect(group: str, unfold: Callable[[Any], Iterable[Part]]) -> list[Part]:
+    """What the entry points of a group stand for, in `load_group`'s order, so that the first of one name is the built-in one.
+
+    Args:
+        group: one of `GROUPS`.
+        unfold: the parts behind one loaded object; whatever it raises is the plugin's fault: that one is named in a
+            `PluginWarning` and skipped whole.
+
+    Raises:
+        ValueError: as `load_group`.
+    """
+    return [part for name, value in load_group(group).items() for part in _parts(group, name, value, unfold)]
+
+
+def _parts(group: str, name: str, value: Any, unfold: Callable[[Any], Iterable[Part]]) -> list[Part]:
+    try:
+        return list(unfold(value))
+    except Exception as error:
+        _skip(next(entry for entry in _entries(group) if entry.name == name), error, stacklevel=5)
+        return []
+
+
+def check_part(part: Any, wanted: type[Part]) -> Part:
+    """The part itself.
+
+    Raises:
+        TypeError: if it is of another type than its group takes.
+    """
+    if not isinstance(part, wanted):
+        raise TypeError(f"{part!r} is no {wanted.__name__}")
+    return part
+
+
+def _entries(group: str) -> list[metadata.EntryPoint]:
+    """Entry points by name, those of this package first."""
     if group not in GROUPS:
         raise ValueError(f"'{group}' is no plugin group; there are: {', '.join(GROUPS)}")
-    loaded = {entry.name: _load(entry) for entry in sorted(metadata.entry_points(group=group), key=lambda entry: entry.name)}
-    return MappingProxyType({name: value for name, value in loaded.items() if value is not None})
+
+    def place(entry: metadata.EntryPoint) -> tuple[bool, bool, str]:
+        return entry.name != "builtin", not entry.value.startswith(f"{__package__}."), entry.name
+
+    return sorted(metadata.entry_points(group=group), key=place)
 
 
 def _load(entry: metadata.EntryPoint) -> Any | None:
     try:
         return entry.load()
     except Exception as error:
-        owner = entry.dist.name if entry.dist else "unknown distribution"
-        warnings.warn(f"plugin {entry.name} of {owner} ({entry.value}) was skipped: {error!r}", PluginWarning, stacklevel=4)
+        _skip(entry, error, stacklevel=4)
         return None
+
+
+def _skip(entry: metadata.EntryPoint, error: Exception, stacklevel: int) -> None:
+    owner = entry.dist.name if entry.dist else "unknown distribution"
+    message = f"plugin {entry.name} of {owner} ({entry.value}) was skipped: {error!r}"
+    warnings.warn(message, PluginWarning, stacklevel=stacklevel + 1)

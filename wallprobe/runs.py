@@ -15,7 +15,7 @@ from wallprobe.storage import read_json, sha256_file
 
 DEFAULT_SEED = 42
 BUNDLED = Path(__file__).resolve().parent / "bundled" / "runs"
-WEIGHTS, MANIFEST, EVALUATION = "weights.safetensors", "manifest.json", "eval"
+WEIGHTS, MANIFEST, EVALUATION, SNAPSHOTS = "weights.safetensors", "manifest.json", "eval", "snapshots"
 NAME = re.compile(r"^(?P<condition>[a-z][a-z0-9_-]*)(?:@(?P<seed>\d+))?$")
 
 
@@ -97,6 +97,15 @@ class Run:
                 f"altered; restore it or retrain: wallprobe train {self.name} --force"
             )
 
+    def snapshots(self) -> dict[int, Path]:
+        """Files of the weights kept during training, by step, the last step left out: that is the run itself."""
+        found = {}
+        for path in sorted((self.path / SNAPSHOTS).glob("step-*.safetensors")):
+            digits = path.stem.removeprefix("step-")
+            if digits.isdigit():
+                found[int(digits)] = path
+        return found
+
     def tensors(self) -> dict[str, Any]:
         """The verified weights by HookedTransformer parameter name (fp32, CPU).
 
@@ -111,6 +120,11 @@ class Run:
             return dict(load_file(self.weights_path))
         except (SafetensorError, ValueError) as error:
             raise CheckpointError(f"{self.weights_path} is not a safetensors file ({error}); restore it or retrain") from error
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    """Where a run keeps the weights after so many steps."""
+    return folder / SNAPSHOTS / f"step-{step:08d}.safetensors"
 
 
 def open_run(path: Path, *, bundled: bool = False) -> Run:

@@ -89,10 +89,10 @@ def test_runs_of_another_recipe_are_told(invoke, tmp_path):
     ("arguments", "message"),
     [
         (["claims", "roof"], "no claims named 'roof'; there are: "),
-        (["claims", "wall", "--preset", "huge"], "no preset named 'huge'; there are: small, paper"),
+        (["claims", "wall", "--preset", "huge"], "no preset named 'huge'; there are: small, paper, tiny"),
         (["claims", "wall", "--verdict", "maybe"], "--verdict 'maybe' is none of 'reproduced', 'not reproduced', 'not measured'"),
         (["reproduce", "roof"], "no claims named 'roof'; there are: "),
-        (["reproduce", "wall", "--preset", "huge"], "no preset named 'huge'; there are: small, paper"),
+        (["reproduce", "wall", "--preset", "huge"], "no preset named 'huge'; there are: small, paper, tiny"),
         (["reproduce", "wall", "--seeds", "none"], "--seeds 'none' is neither how many (3) nor which ones (42,7)"),
         (["reproduce", "wall", "--device", "abacus"], "device 'abacus' cannot be used here"),
     ],

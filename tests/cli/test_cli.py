@@ -156,7 +156,7 @@ def test_train_then_use_the_run(invoke, tmp_path):
 REFUSALS = [
     (["train", "c9"], "no condition named 'c9'; there are: c0, c1"),
     (["train", "c0@x"], "'c0@x' is not a run name"),
-    (["train", "c0", "--preset", "huge"], "no preset named 'huge'; there are: small, paper"),
+    (["train", "c0", "--preset", "huge"], "no preset named 'huge'; there are: small, paper, tiny"),
     (["train", "c0", "--device", "abacus"], "device 'abacus' cannot be used here"),
     (["train", "c0", "--modulus", "16"], "modulus 16 is not prime"),
     (["train", "c0", "--compile", "maybe"], "--compile 'maybe' is none of auto, on, off"),

@@ -58,13 +58,14 @@ def test_several_runs_of_several_depths_stand_side_by_side():
     runs = [audited(seed=1), audited(seed=2), audited("bncnn", "bp", depth=2, flips=False)]
     page = exhibit(combine(runs, "all", MANIFEST))
     table = page.sections[0]
-    assert [row[:4] for row in table.rows] == [["ResMLP", "dfa", "degenerate", 2], ["BN-CNN", "bp", "degenerate", 1]]
+    assert [row[:3] for row in table.rows] == [["ResMLP dfa", "degenerate", 2], ["BN-CNN bp", "degenerate", 1]]
     firings = next(section for section in page.sections if section.title == "First firing epochs")
     assert [row[0] for row in firings.rows] == ["ResMLP dfa @1", "ResMLP dfa @2", "BN-CNN bp @42"]
     # |h| exceeds 100 times its start at epoch 3, |g| 1e-7 never: 1e-2 / 1e7 = 1e-9, from epoch 5 on
     assert firings.rows[0][1] == 3
     assert firings.rows[0][3] == 5
-    growth = next(section for section in page.sections if section.title.startswith("How far"))
+    growth = next(section for section in page.sections if getattr(section, "caption", "").endswith("worst verdicts first."))
+    assert growth.title.startswith("ResMLP dfa @1: the weights of block ")
     assert [len(frame.panels[0].spec["data"]) for frame in growth.frames] == [4, 4, 2]
 
 

@@ -80,3 +80,34 @@ def test_sinks_are_shown_token_by_token_and_hostile_tokens_are_escaped() -> None
 def test_a_result_without_its_arrays_gets_a_plain_page(maker) -> None:
     result = by_layer("other", ["something"])
     assert maker(result).title == "A finding on other."
+
+
+def test_arms_without_sinks_are_left_out_where_no_token_is_one() -> None:
+    result = by_layer("flow", [*inside.ENTROPY, *inside.LOSS, *inside.RANKS])
+    for name in ("erank", "participation"):
+        result.data[f"{name}_no_sink"].values[:] = result.data[name].values
+    ranks = inside.flow(result).sections[2]
+    assert [trace["name"] for trace in ranks.frames[0].panels[0].spec["data"]] == ["effective rank", "participation ratio"]
+    assert ranks.caption.endswith("No token is a sink.")
+    assert ranks.title.startswith("The states' effective rank goes from ")
+
+
+@pytest.mark.parametrize(("size", "told"), [(0.5, "below 1 in 5 of 5 layers"), (2.0, "below 1 in 0 of 5 layers")])
+def test_the_maps_title_follows_the_data(size: float, told: str) -> None:
+    maps = by_layer("maps", [*inside.MAPS, *inside.ENERGY, "sigma_v", "sigma_ov", "contracting_share", "trace", "gap", "harmonic_share"])
+    maps.data["map_v"].values[:] = size
+    assert told in inside.maps(maps).sections[0].title
+
+
+def test_the_rescale_table_has_a_row_a_layer_and_factor_and_no_place_that_nothing_is_at() -> None:
+    shape = (1, 2, 3)
+    change = np.arange(6.0).reshape(shape)
+    change[:, :, 1] = np.nan
+    values = {
+        "delta_nll": (("layer", "scale", "place"), change, "nats", "change"),
+        "is_control": (("layer", "scale", "place"), np.zeros(shape), "1", "control"),
+    }
+    data = dataset({"layer": [3], "scale": [0.0, 2.0], "place": ["all", "sink", "non_sink"]}, values)
+    page = inside.rescale(Result("rescale", data, ("layer", "scale", "place"), {"branch": "mlp"}, manifest("m")))
+    assert [trace["name"] for trace in page.sections[0].frames[0].panels[0].spec["data"]] == ["all tokens", "other tokens"]
+    assert page.sections[1].rows == [["3", "0", 0.0, 2.0], ["3", "2", 3.0, 5.0]]

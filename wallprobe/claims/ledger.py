@@ -15,7 +15,7 @@ from wallprobe.claims.measurements import OTHER, READOUT, Measurements, read_mea
 from wallprobe.claims.quantities import Quantity, Reading
 from wallprobe.claims.rules import RULES, Interval
 from wallprobe.errors import UnknownNameError
-from wallprobe.plugins import load_group
+from wallprobe.plugins import check_part, collect
 from wallprobe.training.audit.job import AuditJob
 
 REPRODUCED, NOT_REPRODUCED, UNMEASURED = VERDICTS = ("reproduced", "not reproduced", "not measured")
@@ -128,8 +128,10 @@ class Verdict:
 
 def areas() -> Mapping[str, Area]:
     """Every registered area by name (entry points `wallprobe.claims`, each a function that makes an `Area`)."""
-    made: dict[str, Callable[[], Area]] = dict(load_group("wallprobe.claims"))
-    return {area.name: area for area in (make() for make in made.values())}
+    known: dict[str, Area] = {}
+    for area in collect("wallprobe.claims", lambda make: [check_part(make(), Area)]):
+        known.setdefault(area.name, area)
+    return known
 
 
 def get_area(name: str) -> Area:

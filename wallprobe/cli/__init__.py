@@ -1,6 +1,7 @@
 """The command line. Commands import what they need when they run, so that --help needs neither torch nor transformer-lens."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from types import MappingProxyType
 
@@ -19,6 +20,7 @@ from wallprobe.cli import (
     geometry,
     interchange,
     maps,
+    measure,
     probe,
     readout,
     reproduce,
@@ -50,6 +52,7 @@ COMMANDS = MappingProxyType(
         "temperature": temperature,
         "calibration": calibration,
         "probe": probe,
+        "measure": measure,
         "audit": audit,
         "claims": claims,
         "reproduce": reproduce,
@@ -79,6 +82,13 @@ def build_app(names: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
 def main() -> None:
     """Entry point: a WallprobeError becomes one line on stderr and exit code 2; an interrupt, 130."""
     arguments = sys.argv[1:]
+    usual = warnings.formatwarning
+
+    def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        # By name: importing the class would load importlib.metadata, which --help does without.
+        return f"wallprobe: {message}\n" if category.__name__ == "PluginWarning" else usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = one_line
     try:
         if arguments and arguments[0] in COMMANDS and "--help" in arguments:
             # Within the group, typer validates the group's own options first, with pydantic: half of the time a help page takes.
@@ -98,3 +108,5 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("wallprobe: interrupted; run the same command again to go on\n")
         raise SystemExit(INTERRUPTED) from None
+    finally:
+        warnings.formatwarning = usual

@@ -67,12 +67,14 @@ def figure(value: object) -> str:
     return f"{value:.0f}" if size >= 100 else f"{value:.3g}"
 
 
-def _groups(judged: "Sequence[Result]") -> "dict[tuple[str, str, str], list[Result]]":
-    """Runs by architecture, method and data."""
-    groups: dict[tuple[str, str, str], list[Result]] = {}
-    for result in judged:
+def _groups(judged: "Sequence[Result]") -> "dict[tuple[str, str], list[Result]]":
+    """Runs by architecture and method, the settings beside it that set them apart from others."""
+    from wallprobe.training.audit.record import variants
+
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result, variant in zip(judged, variants(judged), strict=True):
         record = result.summary
-        groups.setdefault((record["arch"], record["method"], record["data"]), []).append(result)
+        groups.setdefault((record["arch"], f"{record['method']}, {variant}" if variant else record["method"]), []).append(result)
     return groups
 
 
@@ -92,7 +94,7 @@ def _main(judged: "Sequence[Result]") -> Any:
 
     title = "At the last epoch, means over seeds"
     table = _table(title, ("arch", "method", "acc", "− frozen", "|h_L|", "|g_L|", "× |h||g|", "verdict"), left=2)
-    for (arch, method, _), results in _groups(judged).items():
+    for (arch, method), results in _groups(judged).items():
         records = [result.summary for result in results]
         verdict, gap = worst([record["verdict"] for record in records]), _mean(records, "accuracy_minus_frozen")
         figures = [figure(_mean(records, "accuracy")), "–" if gap is None else f"{gap:+.3f}"]
@@ -107,7 +109,7 @@ def _cosines(judged: "Sequence[Result]") -> Any:
 
     title = "Γ, cosine of credit and gradient, at h_L and over layers (in brackets: by the clamp)"
     table = _table(title, ("arch", "method", "Γ_L clamped", "Γ_L exact", "Γ_deep clamped", "exact", "< eps"), left=2)
-    for (arch, method, _), results in _groups(judged).items():
+    for (arch, method), results in _groups(judged).items():
         records = [result.summary for result in results]
         kept = worst([record["verdict"] for record in records]) != "DEGENERATE"
         keys = ("gamma_clamped", "gamma_exact", "gamma_deep_clamped", "gamma_deep_exact", "below_eps")
@@ -132,7 +134,7 @@ def _replay(judged: "Sequence[Result]") -> Any:
     import numpy as np
 
     table = _table("The first epochs, geometric means over seeds", ("arch", "method", "", *map(str, range(REPLAY + 1))), left=3)
-    for (arch, method, _), results in _groups(judged).items():
+    for (arch, method), results in _groups(judged).items():
         for name, sign in (("h_norm", "|h_L|"), ("g_norm", "|g_L|")):
             cells = []
             for epoch in range(REPLAY + 1):

@@ -116,8 +116,9 @@ def together(results: "Sequence[Result]", column: str) -> dict[str, Any]:
     if len(results) == 1:
         return results[0].to_json()
     objects = [result.to_json() for result in results]
-    values = [{column: item["summary"][column], **record} for item in objects for record in item["values"]]
     manifests = [item["manifest"] for item in objects]
+    subjects = [item["summary"].get(column, manifest.get("subject")) for item, manifest in zip(objects, manifests, strict=True)]
+    values = [{column: subject, **record} for subject, item in zip(subjects, objects, strict=True) for record in item["values"]]
     return {
         "kind": objects[0]["kind"],
         "summary": [item["summary"] for item in objects],

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,6 +40,12 @@ def gains(
     ] = False,
     norms: Annotated[bool, typer.Option("--norms", help="Also print norms, angles, nets and sinks' shares.")] = False,
     fit: Annotated[bool, typer.Option("--fit", help="Also fit the scaling law through these models (three or more sizes).")] = False,
+    remote: Annotated[
+        str, typer.Option(help="none, or local: through nnsight the way it would go to NDIF, run here; norms only.")
+    ] = "none",
+    over_training: Annotated[
+        bool, typer.Option("--over-training", help="At every step there are weights of: a run's snapshots, or MODEL@step1 MODEL@step1000.")
+    ] = False,
     device: common.Device = "auto",
     runs: common.Runs = None,
     results: common.Results = None,
@@ -48,20 +54,34 @@ def gains(
     """Gain of every attention and MLP sub-layer, with and without attention-sink tokens."""
     from wallprobe.cli import gains_tables as tables
     from wallprobe.cli.scaling import report as report_scaling
+    from wallprobe.errors import ConfigError
     from wallprobe.hooks import scaling
     from wallprobe.hooks.gain_report import Settings
+    from wallprobe.hooks.gain_series import over_models
     from wallprobe.hooks.prompt_sets import read_texts
+    from wallprobe.hooks.remote import check as check_remote
     from wallprobe.hooks.streaming import default_budget, parse_size
+    from wallprobe.manifest import Stopwatch
 
     settings = Settings.make(gain, tokens, positions)
     if prompts is not None:
         read_texts(prompts, column, limit)  # a bad file is told before half a minute of loading
     sources = prompts, column, limit
-    room = Room(stream, parse_size(max_ram) if max_ram else default_budget(), results, l_star)
+    check_remote("nnsight" if remote != "none" else "hooks", remote)
+    if over_training:
+        more = fold or bool(stream) or l_star or fit or remote != "none"
+        _over_training(models, settings, sources, more, device=device, runs=runs, results=results, json=json)
+        return
+    watch = Stopwatch()
+    if remote != "none" and (fold or stream or l_star):
+        raise ConfigError(f"--remote {remote} sends back norms alone; leave --fold, --stream and --l-star out")
+    room = Room(False if remote != "none" else stream, parse_size(max_ram) if max_ram else default_budget(), results, l_star, remote)
     measured = _measure(models, settings, sources, room, fold=fold, device=device, runs=runs)
     _note_copies(measured)
     law = scaling.scaling(scaling.points_of(measured)) if fit else None
     folders = [result.save(results) for result in measured]
+    if len({str(result.summary["model"]) for result in measured}) == len(measured) > 1:
+        over_models(measured, watch).save(results)
     if json:
         told = common.together(measured, "model")
         common.print_json(told if law is None else told | {"scaling": law.to_json()})
@@ -75,14 +95,28 @@ def gains(
         report_scaling(console, law, law.save(results))
 
 
+def _over_training(
+    models: list[str], settings: "Settings", sources: tuple[str | None, str | None, int | None], more: bool, *, json: bool, **where: Any
+) -> None:
+    from wallprobe.cli import gain_training
+    from wallprobe.errors import ConfigError
+
+    if more:
+        raise ConfigError("--over-training reads whole models as they are; leave --fold, --stream, --l-star, --fit and --remote out")
+    results = where.pop("results")
+    gain_training.show(gain_training.measure(models, settings, sources, **where), results, json)
+
+
 @dataclass(frozen=True)
 class Room:
-    """How much memory a model may take: whether to stream (None: where it does not fit), the budget in bytes, and where to keep state."""
+    """Where and in how much memory a model runs: whether to stream (None: where it does not fit), the budget in bytes, where to keep
+    state, and by which way through nnsight."""
 
     stream: bool | None
     budget: int | None
     results: Path | None
     l_star: bool = False
+    remote: str = "none"
 
     def streams(self, name: str) -> bool:
         """Whether this model is to be streamed."""
@@ -120,6 +154,9 @@ def _measure(
             if room.streams(name):
                 measured.append(_stream(name, settings, sources, room, fold, view, bar))
                 continue
+            if room.remote != "none":
+                measured.append(_remote(name, settings, sources, room.remote, place, view, bar))
+                continue
             loaded = loading.load(name, place, runs)
             chosen = prompt_set(loaded, source, column=column, limit=limit)
             loaded = folded(loaded) if fold else loaded
@@ -129,6 +166,27 @@ def _measure(
             measured.append(_everywhere(result, loaded, chosen, room.results) if room.l_star else result)
             del loaded
     return measured
+
+
+def _remote(
+    name: str,
+    settings: "Settings",
+    sources: tuple[str | None, str | None, int | None],
+    remote: str,
+    place: str,
+    view: "Progress",
+    bar: "TaskID",
+) -> "Result":
+    """One language model through nnsight."""
+    from wallprobe import models as loading
+    from wallprobe.hooks.gains_remote import remote_gains
+    from wallprobe.hooks.prompt_sets import encode
+
+    plain = loading.load_plain(name, place)
+    config = plain.model.config
+    chosen = encode(name, plain.tokenizer, int(config.max_position_embeddings), int(config.vocab_size), *sources)
+    view.update(bar, description=f"gains {_short(name)} (nnsight)", total=len(chosen.tokens), completed=0)
+    return remote_gains(plain, chosen, settings, remote, on_progress=reading.follower(view, bar))
 
 
 def _everywhere(result: "Result", loaded: "Loaded", chosen: "PromptSet", results: Path | None) -> "Result":

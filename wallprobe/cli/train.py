@@ -29,13 +29,16 @@ def train(
     seeds: Annotated[str | None, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
     engine: Annotated[str, typer.Option(help="local (worker processes) or ray ($RAY_ADDRESS, else one on this machine).")] = "local",
-    preset: Annotated[str, typer.Option(help="Recipe: small (a laptop) or paper (the published one).")] = "small",
+    preset: Annotated[str, typer.Option(help="Recipe: small (a laptop), paper (the published one), tiny (seconds).")] = "small",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of the preset's.", min=1)] = None,
     task: Annotated[
         str, typer.Option(help="What the sequences are: recurrence, quadratic, ..., with fields if need be (length:length=8).")
     ] = "recurrence",
     modulus: Annotated[int | None, typer.Option(help="p of the task, a prime.", show_default="17")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", min=1)] = None,
+    snapshot_every: Annotated[
+        int | None, typer.Option(help="Steps between weights that stay with the run (wallprobe gains RUN --over-training).", min=1)
+    ] = None,
     compile: Annotated[
         str, typer.Option("--compile", help="auto, on or off: compile the step (auto: where there is a C++ compiler).")
     ] = "auto",
@@ -59,6 +62,8 @@ def train(
     recipe = get_recipe(preset, steps=steps)
     if checkpoint_every is not None:
         recipe = dataclasses.replace(recipe, checkpoint_every=checkpoint_every)
+    if snapshot_every is not None:
+        recipe = dataclasses.replace(recipe, snapshot_every=snapshot_every)
     wanted = parse_task(task) if modulus is None else change(parse_task(task), modulus=modulus)
     todo = sweeping.chosen_jobs(sweeping.chosen_names(names, matrix, seeds, seed), recipe, wanted)
     place, compiled = models.pick_device(device), wants_compile(compile)

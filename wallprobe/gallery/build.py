@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wallprobe.errors import StoreError
-from wallprobe.gallery import assets, longtable, pages
+from wallprobe.gallery import assets, glossary, longtable, pages
 from wallprobe.gallery.exhibit import Exhibit
 from wallprobe.gallery.exhibits import table as plain_table
 from wallprobe.gallery.pages import EMPTY_HINT
@@ -80,6 +80,7 @@ def build_site(results_root: Path | None, out: Path, *, exhibits: Mapping[str, M
         files |= {f"{here}.html": _bytes(page), f"{here}.json": record, f"{here}.csv": _bytes(table)}
         cards.append(pages.card(result, exhibit, stem))
     files[INDEX] = _bytes(pages.index_page(cards, [(_printable(name), reason) for name, reason in sorted(damaged)]))
+    files[glossary.PAGE] = _bytes(pages.glossary_page())
     _write(out, files)
     return Site(out / INDEX, len(cards), len(damaged))
 

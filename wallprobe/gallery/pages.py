@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from wallprobe.gallery import charts, glance
+from wallprobe.gallery import charts, glance, glossary
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Panel, Table
 from wallprobe.results import Result, plain
 
@@ -21,6 +21,8 @@ KINDS = {
     "temperature": ("Temperature", "Can any temperature recover the exact answer?"),
     "geometry": ("Geometry", "Where do the states behind the wall lie?"),
     "gains": ("Gains", "How loud is each layer?"),
+    "gains_models": ("Gains over models", "Where in the depth is each model loud?"),
+    "gains_training": ("Gains over training", "When did the loud layer become loud?"),
     "scaling": ("Scaling law", "Does the last MLP grow louder with size, and how sure is that?"),
     "flow": ("Flow", "What would the model say after each layer?"),
     "maps": ("Restriction maps", "Does attention shrink what it carries?"),
@@ -43,7 +45,7 @@ def environment() -> jinja2.Environment:
     """The templates, with autoescape always on."""
     loader = jinja2.PackageLoader("wallprobe.gallery", "templates")
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters["number"] = charts.number
+    made.filters |= {"number": charts.number, "terms": glossary.linked, "key_terms": glossary.linked_key}
     return made
 
 
@@ -176,3 +178,8 @@ def index_page(cards: Sequence[Mapping[str, Any]], damaged: Sequence[tuple[str, 
         .get_template("index.html")
         .render(root="", groups=groups, damaged=damaged, count=len(cards), hint=EMPTY_HINT, scripts=set(), figures=None)
     )
+
+
+def glossary_page() -> str:
+    """Every term that a page may use, explained."""
+    return environment().get_template("glossary.html").render(root="", entries=glossary.entries(), scripts=set(), figures=None)

@@ -109,7 +109,7 @@ PARTS = ("resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post")
 
 
 @functools.cache
-def _forms(parallel: bool) -> tuple[tuple[str, ...], Float[Tensor, "product form"]]:
+def norm_forms(parallel: bool) -> tuple[tuple[str, ...], Float[Tensor, "product form"]]:
     """Names of the norms, and what makes their squares of the six inner products; then <A, M>, and <M, what its branch reads>."""
     wanted = SUMS | BRANCH[parallel]
     sums = {name: torch.tensor(parts, dtype=torch.float64) for name, parts in wanted.items()}
@@ -125,8 +125,18 @@ def block_norms(blocks: Sequence[Mapping[str, Tensor]], parallel: bool) -> list[
     """
     vectors = torch.stack([live[site].detach() for live in blocks for site in PARTS], dim=-2).cpu().double()
     vectors = vectors.view(*vectors.shape[:-2], len(blocks), len(PARTS), -1)
-    wanted, forms = _forms(parallel)
-    values = (vectors @ vectors.mT).flatten(-2) @ forms
+    wanted, forms = norm_forms(parallel)
+    found = named(wanted, (vectors @ vectors.mT).flatten(-2) @ forms)
+    return [{name: value[..., place] for name, value in found.items()} for place in range(len(blocks))]
+
+
+def named(wanted: tuple[str, ...], values: Float[Tensor, "*token form"]) -> dict[str, Tensor]:
+    """Norms by name, cosines, and the identity error relative to the largest norm.
+
+    Args:
+        wanted: names of the norms.
+        values: of `norm_forms`.
+    """
     norms, (attn_mlp, mlp_read) = values[..., : len(wanted)].clamp_min(0.0).sqrt(), values[..., len(wanted) :].unbind(dim=-1)
     found = dict(zip(wanted, norms.unbind(dim=-1), strict=True))
     found["attn_mlp_cosine"] = attn_mlp / (found["attn_out"] * found["mlp_out"]).clamp_min(1e-30)
@@ -134,7 +144,7 @@ def block_norms(blocks: Sequence[Mapping[str, Tensor]], parallel: bool) -> list[
     # Relative to the largest term: where an MLP erases a massive activation, fp32 rounding is that term's, not the small sum's.
     largest = torch.stack([found[name] for name in ("resid_pre", "attn_out", "mlp_out", "resid_post")]).amax(dim=0)
     found["identity_error"] = found.pop("missing") / largest.clamp_min(1e-30)
-    return [{name: value[..., place] for name, value in found.items()} for place in range(len(blocks))]
+    return found
 
 
 def measure_norms(loaded: Loaded, tokens: Int[Tensor, "batch index"]) -> list[Norms]:

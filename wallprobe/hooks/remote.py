@@ -95,6 +95,42 @@ class Tracer:
             logits = save((whole if isinstance(whole, torch.Tensor) else whole.logits)[:, -1].detach())
         return list(found), logits
 
+    def inner_products(
+        self, tokens: Int[Tensor, "batch index"], blocks: Sequence[tuple[str, str, str]], forms: Float[Tensor, "product form"]
+    ) -> tuple[Float[Tensor, "layer batch index form"], float]:
+        """Sums of the inner products of each block's six vectors: all that leaves the machine that runs the model.
+
+        Args:
+            tokens: token ids.
+            blocks: paths of each block, its attention and its MLP, in order.
+            forms: which sums of the 36 products of x, what attention is given, A, what the MLP is given, M and x'.
+
+        Returns:
+            The sums for each token, in fp64; and by how much of its norm each block's input differs at most from the output of the
+            block before.
+        """
+        from nnsight import save
+
+        wrapped, weights = self._wrapped, forms.double()
+        handles = [(self.envoy(block), self.envoy(attention), self.envoy(mlp)) for block, attention, mlp in blocks]
+        with torch.no_grad(), wrapped.trace(tokens, **self._options):
+            found, seams = save([]), save([])
+            last = None
+            for block, attention, mlp in handles:
+                parts = [block.input, attention.input]
+                out = attention.output
+                parts.append(out[0] if isinstance(out, tuple) else out)
+                parts.append(mlp.input)
+                parts.append(mlp.output)
+                post = block.output
+                parts.append(post[0] if isinstance(post, tuple) else post)
+                if last is not None:
+                    seams.append(((parts[0] - last).norm() / last.norm()).detach().cpu())
+                last = parts[-1]
+                vectors = torch.stack([part.detach() for part in parts], -2).cpu().double()
+                found.append((vectors @ vectors.mT).flatten(-2) @ weights)
+        return torch.stack(list(found)), max((float(seam) for seam in seams), default=0.0)
+
     def patch(
         self, tokens: Int[Tensor, "pair index"], point: Point, index: int, value: Float[Tensor, "pair width"]
     ) -> tuple[Float[Tensor, "pair vocab"], float]:

@@ -187,9 +187,12 @@ def _result(
     elsewhere = float(values[0, worst, factors.index(min(factors)), PLACES.index("non_sink")])
     words = f", {at_sink:+.3f} at the sinks alone and {elsewhere:+.3f} elsewhere" if sinks else ""
     name = "the MLP" if branch == "mlp" else "attention"
+    beside = values[0, len(chosen) :, factors.index(min(factors)), 0]
+    summary["control_delta_nll"] = float(beside.max()) if len(beside) else math.nan
+    drawn = f"; layers drawn at random {float(beside.min()):+.3f} to {float(beside.max()):+.3f}" if len(beside) else ""
     summary["finding"] = (
         f"Of the layers asked for, taking {name}'s output times {min(factors):g} costs most in layer {chosen[worst]}: "
-        f"{float(off[worst]):+.3f} nats{words}."
+        f"{float(off[worst]):+.3f} nats{words}{drawn}."
     )
     subject = Subject.of(loaded)
     manifest = provenance(

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from wallprobe.errors import ConfigError, UnknownNameError
-from wallprobe.plugins import load_group
+from wallprobe.plugins import check_part, collect
 from wallprobe.tasks.backward import BackwardTask
 from wallprobe.tasks.heldout import HeldoutTask
 from wallprobe.tasks.opaque import OpaqueTask
@@ -27,14 +27,17 @@ def tasks() -> Mapping[str, type[Task]]:
 
     The built-in ones win a clash.
     """
-    groups = load_group("wallprobe.tasks")
     known: dict[str, type[Task]] = {}
-    for entry in sorted(groups, key=lambda entry: entry != "builtin"):
-        value = groups[entry]
-        found: Iterable[type[Task]] = (value,) if isinstance(value, type) else value().values()
-        for task in found:
-            known.setdefault(task.name, task)
+    for task in collect("wallprobe.tasks", _unfold):
+        known.setdefault(task.name, task)
     return known
+
+
+def _unfold(value: Any) -> Iterable[type[Task]]:
+    for task in (value,) if isinstance(value, type) else value().values():
+        if not issubclass(check_part(task, type), Task):
+            raise TypeError(f"{task!r} is no subclass of Task")
+        yield task
 
 
 def get_task(name: str, **options: Any) -> Task:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from wallprobe.errors import ConfigError, UnknownNameError
-from wallprobe.plugins import load_group
+from wallprobe.plugins import check_part, collect
 
 AXES = ("grid", "wrong-entropy", "mask", "schedule", "introspection", "endogenous")
 MECHANISMS = ("temperature", "gate")
@@ -215,13 +215,14 @@ def _further() -> tuple[Condition, ...]:
 
 def conditions() -> Mapping[str, Condition]:
     """Every registered condition by name; the built-in ones come through the same entry-point group and win a clash."""
-    groups = load_group("wallprobe.conditions")
     known: dict[str, Condition] = {}
-    for name in sorted(groups, key=lambda name: name != "builtin"):
-        value = groups[name]
-        for condition in (value,) if isinstance(value, Condition) else value().values():
-            known.setdefault(condition.name, condition)
+    for condition in collect("wallprobe.conditions", _unfold):
+        known.setdefault(condition.name, condition)
     return known
+
+
+def _unfold(value: Any) -> Iterable[Condition]:
+    return (check_part(condition, Condition) for condition in ((value,) if isinstance(value, Condition) else value().values()))
 
 
 def get_condition(name: str) -> Condition:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from wallprobe.errors import ConfigError, UnknownNameError
-from wallprobe.plugins import load_group
+from wallprobe.plugins import collect
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,9 @@ Maker = Callable[..., Estimator]
 
 def makers() -> Mapping[str, Maker]:
     """Every registered estimator's maker by name; the built-in ones win a clash."""
-    groups = load_group("wallprobe.estimators")
     known: dict[str, Maker] = {}
-    for entry in sorted(groups, key=lambda entry: entry != "builtin"):
-        for name, maker in groups[entry]().items():
-            known.setdefault(name, maker)
+    for name, maker in collect("wallprobe.estimators", lambda made: made().items()):
+        known.setdefault(name, maker)
     return known
 
 

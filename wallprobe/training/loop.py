@@ -207,6 +207,10 @@ class Trainer:
         cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_atomic(self.folder / CHECKPOINT, save(cpu, metadata={"state": json.dumps(state)}))
 
+    def snapshot(self) -> None:
+        """Keep the weights as they are now beside the run's, under their step."""
+        write_atomic(runs.snapshot_path(self.folder, self.step_number), save(lean.to_hooked(self.params, self.job.shape)))
+
     def resume(self) -> bool:
         """Continue from the folder's checkpoint, if there is one.
 
@@ -345,6 +349,8 @@ def _finished(folder: Path, job: Job) -> runs.Run:
 
 def _run_to_end(trainer: Trainer, on_progress: Callable[[Progress], None] | None) -> None:
     recipe, started, already = trainer.job.recipe, time.perf_counter(), trainer.seconds
+    if recipe.snapshot_every and trainer.step_number == 0:
+        trainer.snapshot()
     while trainer.step_number < recipe.steps:
         supervised, signal = trainer.step()
         step = trainer.step_number
@@ -361,6 +367,8 @@ def _run_to_end(trainer: Trainer, on_progress: Callable[[Progress], None] | None
                 trainer.log.append(entry | (trainer.wall() if _on_curve(step, trainer.job) else {}))
                 if on_progress is not None:
                     on_progress(Progress(step, recipe.steps, *losses))
+        if recipe.snapshot_every and step % recipe.snapshot_every == 0 and step < recipe.steps:
+            trainer.snapshot()
         if step % recipe.checkpoint_every == 0 and step < recipe.steps:
             trainer.save()
 

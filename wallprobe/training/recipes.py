@@ -1,4 +1,4 @@
-"""Recipes: everything a training needs besides its condition and seed, as one frozen dataclass; `small` and `paper`."""
+"""Recipes: everything a training needs besides its condition and seed, as one frozen dataclass; `small`, `paper`, `tiny`."""
 
 import math
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ class Recipe:
         continuations: next tokens drawn at each supervised prefix; with several, the cross-entropy is its mean over them: the same
             expected gradient with less noise. 1 is the usual training on the sequence itself.
         checkpoint_every: steps between checkpoints.
+        snapshot_every: steps between snapshots, weights that stay with the run; 0 keeps none.
     """
 
     preset: str
@@ -46,11 +47,14 @@ class Recipe:
     precision: str = "fp32"
     continuations: int = 1
     checkpoint_every: int = 500
+    snapshot_every: int = 0
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("steps", "batch", "continuations", "checkpoint_every")}
         if min(counts.values()) < 1:
             raise ConfigError(f"{', '.join(f'{name} {value}' for name, value in counts.items())} must each be at least 1")
+        if self.snapshot_every < 0:
+            raise ConfigError(f"snapshot_every {self.snapshot_every} is negative; give steps between snapshots, or 0 for none")
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if self.precision not in ("fp32", "bf16"):
@@ -65,8 +69,9 @@ class Recipe:
         return warm * (1.0 if step < start else (self.steps - step) / (self.steps - start))
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON fields; `continuations` only where there are several."""
+        """Plain JSON fields; `continuations` only where there are several. Snapshots change nothing in the run and are left out."""
         fields = asdict(self)
+        del fields["snapshot_every"]
         if self.continuations == 1:
             del fields["continuations"]
         return fields
@@ -103,6 +108,21 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             signal_weight=0.1,
             teacher_weight=0.5,
             checkpoint_every=2_000,
+        ),
+        # To try a task or a condition in seconds; it learns easy tasks alone.
+        "tiny": Recipe(
+            preset="tiny",
+            n_layers=2,
+            d_model=32,
+            n_heads=2,
+            steps=300,
+            batch=128,
+            warmup=20,
+            muon_lr=0.02,
+            adam_lr=0.005,
+            signal_weight=0.1,
+            teacher_weight=0.5,
+            continuations=16,
         ),
     }
 )

@@ -75,7 +75,13 @@ class _Run:
     @property
     def label(self) -> str:
         """Architecture, method and seed for a legend."""
-        return f"{NAMES.get(self.record['arch'], self.record['arch'])} {self.record['method']} @{int(self.record['seed'])}"
+        return f"{self.kind} @{int(self.record['seed'])}"
+
+    @property
+    def kind(self) -> str:
+        """Architecture, method and the settings that set it apart from others: what seeds are of."""
+        variant = self.record.get("variant")
+        return f"{NAMES.get(self.record['arch'], self.record['arch'])} {self.record['method']}" + (f", {variant}" if variant else "")
 
     @property
     def look(self) -> tuple[str, str]:
@@ -119,37 +125,26 @@ def _mean(values: list[float | None], geometric: bool = False) -> float | None:
     return math.exp(sum(math.log(max(value, 1e-300)) for value in seen) / len(seen)) if geometric else sum(seen) / len(seen)
 
 
-def _groups(rows: list[_Run]) -> dict[tuple[str, str], list[_Run]]:
-    groups: dict[tuple[str, str], list[_Run]] = {}
+def _groups(rows: list[_Run]) -> dict[str, list[_Run]]:
+    """Runs that are seeds of one another."""
+    groups: dict[str, list[_Run]] = {}
     for row in rows:
-        groups.setdefault((row.record["arch"], row.record["method"]), []).append(row)
+        groups.setdefault(row.kind, []).append(row)
     return groups
 
 
 def _main(rows: list[_Run]) -> Table:
     """T1."""
-    columns = (
-        "architecture",
-        "method",
-        "verdict",
-        "seeds",
-        "accuracy",
-        "− frozen",
-        "|h_L|",
-        "|g_L|",
-        "× |h||g|",
-        "Γ clamped",
-        "Γ exact",
-    )
+    columns = ("run", "verdict", "seeds", "accuracy", "− frozen", "|h_L|", "|g_L|", "× |h||g|", "Γ clamped", "Γ exact")
     cells = []
-    for (arch, method), group in _groups(rows).items():
+    for kind, group in _groups(rows).items():
         records = [row.record for row in group]
         norms = (_mean([record[key] for record in records], geometric=True) for key in ("h_norm", "g_norm", "elasticity_ratio"))
         means = {
             key: _mean([record[key] for record in records]) for key in ("accuracy", "accuracy_minus_frozen", "gamma_clamped", "gamma_exact")
         }
         verdict = max((record["verdict"] for record in records), key=lambda name: VERDICTS.get(name, 0))
-        row: list[Any] = [NAMES.get(arch, arch), method, verdict.replace("_", " ").lower(), len(group)]
+        row: list[Any] = [kind, verdict.replace("_", " ").lower(), len(group)]
         row += [means["accuracy"], means["accuracy_minus_frozen"], *norms]
         cells.append([*row, means["gamma_clamped"], means["gamma_exact"]])
     caption = (
@@ -242,25 +237,38 @@ def _lines(rows: list[_Run], name: str) -> list[Spec]:
     return traces
 
 
+def _log_axis(label: str, rows: list[_Run], name: str, *more: float) -> Spec:
+    """A logarithmic axis: powers of ten where there are several of them, else 2 and 5 between too."""
+    seen = [value for row in rows for value in row.top(name) if value] + list(more)
+    wide = bool(seen) and max(seen) > 100 * min(seen)
+    return charts.axis(label, type="log", exponentformat="power", dtick=1 if wide else "D2")
+
+
+def _grown(rows: list[_Run]) -> _Run:
+    """The run whose state has grown most."""
+    return max(rows, key=lambda row: float(row.record.get("h_ratio") or 0.0))
+
+
 def _temporal(rows: list[_Run]) -> Figure:
-    """F1: both norms over epochs, an architecture a step."""
-    frames = []
+    """F1: both norms over epochs, an architecture a step, opened where a state has grown most."""
+    frames, most = [], _grown(rows)
     for arch in _archs(rows):
         mine = [row for row in rows if row.record["arch"] == arch]
-        states = {"xaxis": charts.axis("epoch"), "yaxis": charts.axis("|h_L|", type="log", exponentformat="power", dtick=1)}
+        states = {"xaxis": charts.axis("epoch"), "yaxis": _log_axis("|h_L|", mine, "h_norm")}
         shapes = [charts.rule_line(mine[0].eps, "eps, the clamp"), charts.rule_line(10 * mine[0].eps, "10 eps, where (b) fires")]
         shapes[1]["line"] = shapes[1]["line"] | {"dash": "dash"}
-        sunk = {"xaxis": charts.axis("epoch"), "yaxis": charts.axis("|g_L|", type="log", exponentformat="power", dtick=1), "shapes": shapes}
+        sunk = {"xaxis": charts.axis("epoch"), "yaxis": _log_axis("|g_L|", mine, "g_norm", mine[0].eps), "shapes": shapes}
         panels = (
             Panel(PLOTLY, {"data": _lines(mine, "h_norm"), "layout": states}, "The state's norm"),
             Panel(PLOTLY, {"data": _lines(mine, "g_norm"), "layout": sunk}, "The reference's norm (loss summed, over 1,024)"),
         )
         frames.append(Frame(panels, NAMES.get(arch, arch)))
-    title = "State norms grow and reference norms sink, or not, over training"
-    caption = "A line a run; a dash a seed. Means over the test samples looked at."
-    return Figure(
-        title, tuple(frames), f"Lines of two norms over epochs for {len(rows)} runs.", caption, stepper="architecture", height=340
-    )
+    grown, sunk_to = (charts.number(most.record.get(key)) for key in ("h_ratio", "g_ratio"))
+    title = f"{most.label}: the state's norm ends at {grown} times its first value, the reference's at {sunk_to} times"
+    caption = "A line a run; a dash a seed. Means over the test samples looked at. Opened where a state has grown most."
+    alt = f"Lines of two norms over epochs for {len(rows)} runs. {title}."
+    first = _archs(rows).index(most.record["arch"])
+    return Figure(title, tuple(frames), alt, caption, stepper="architecture", first=first, height=340)
 
 
 def _loglog(rows: list[_Run]) -> Figure:
@@ -294,12 +302,20 @@ def _loglog(rows: list[_Run]) -> Figure:
         ends = [min(seen), max(seen)]
         ideal = {"type": "scatter", "mode": "lines", "x": ends, "y": [start / end for end in ends], "name": "slope −1"}
         traces.append(ideal | {"line": {"color": "@ink", "dash": "dot", "width": 1.2}, "hoverinfo": "skip"})
-        power: Spec = {"type": "log", "exponentformat": "power", "dtick": 1}
-        layout = {"xaxis": charts.axis("|h_L|", **power), "yaxis": charts.axis("|g_L|", **power)}
+        lowest = start / ends[1]
+        layout = {"xaxis": _log_axis("|h_L|", mine, "h_norm"), "yaxis": _log_axis("|g_L|", mine, "g_norm", lowest)}
         frames.append(Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),), NAMES.get(arch, arch)))
-    title = "On the dotted line, a reference shrinks only because its state has grown: a change of units"
-    caption = "Each mark is a moment of a run. A terminal layer norm makes the gradient fall as one over the state's norm."
-    return Figure(title, tuple(frames), f"Log-log plot of two norms. {title}.", caption, stepper="architecture", height=420)
+    most = _grown(rows)
+    slope = most.record.get("slope")
+    title = "The reference's norm against the state's"
+    if slope is not None:
+        title = f"{most.label}: the reference goes as the state's norm to the power {float(slope):.2f}"
+    caption = (
+        "Each mark is a moment of a run. On the dotted line, of slope −1, a reference shrinks only because its state has grown: a change "
+        "of units, as behind a terminal layer norm."
+    )
+    first = _archs(rows).index(most.record["arch"])
+    return Figure(title, tuple(frames), f"Log-log plot of two norms. {title}.", caption, stepper="architecture", first=first, height=420)
 
 
 def _growth(rows: list[_Run]) -> Figure:
@@ -318,8 +334,13 @@ def _growth(rows: list[_Run]) -> Figure:
             "hovermode": "x unified",
         }
         frames.append(Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),), row.label))
+    ends = [charts.values(chosen[0].data["weight_delta"].isel(layer=place))[-1] for place in range(1, chosen[0].data.sizes["layer"])]
+    gone = [(value, place) for place, value in enumerate(ends, start=1) if value is not None]
     title = "How far each block's weights have gone from where they began"
-    return Figure(title, tuple(frames), f"Lines of relative weight growth by block. {title}.", "", stepper="run", height=320)
+    if gone:
+        title = f"{chosen[0].label}: the weights of block {max(gone)[1]} have gone {charts.number(max(gone)[0])} times their first norm"
+    caption = "The largest over a block's matrices, after each epoch. Runs of the worst verdicts first."
+    return Figure(title, tuple(frames), f"Lines of relative weight growth by block. {title}.", caption, stepper="run", height=320)
 
 
 def _firings(rows: list[_Run]) -> Table:
@@ -340,8 +361,8 @@ def _firings(rows: list[_Run]) -> Table:
 def _replay(rows: list[_Run]) -> Table:
     """T3."""
     cells: list[list[Any]] = []
-    for (arch, method), group in _groups(rows).items():
+    for kind, group in _groups(rows).items():
         for name, sign in (("h_norm", "|h_L|"), ("g_norm", "|g_L|")):
             values = [_mean([row.epoch(epoch, name) for row in group], geometric=True) for epoch in range(5)]
-            cells.append([NAMES.get(arch, arch), method, sign, *values])
-    return Table("The first epochs", ("architecture", "method", "norm", *map(str, range(5))), cells, "Geometric means over seeds.")
+            cells.append([kind, sign, *values])
+    return Table("The first epochs", ("run", "norm", *map(str, range(5))), cells, "Geometric means over seeds.")

@@ -51,14 +51,19 @@ def _bars(result: Result, branch: str) -> Figure:
     }
     contracting = sum(value < 1 for value in charts.values(data[shown[0]]) if value is not None)
     title = f"{wording} contracts in {contracting} of {len(layers)} layers"
+    seen = [(value, place) for place, value in enumerate(charts.values(data[shown[0]])) if value is not None]
+    if seen:
+        peak, at = max(seen)
+        title += f"; its loudest is layer {layers[at]}, {charts.number(peak)}"
+        clean = charts.values(data[shown[1]])[at] if len(shown) > 1 and result.summary.get("n_sinks") else None
+        title += f" ({charts.number(clean)} without sinks)" if clean is not None else ""
     definition = result.data.attrs.get("definition") or result.summary.get("definition") or "not named"
     formula = result.manifest.get("formula")
     caption = (
         f"Definition {definition}{f': {formula}' if formula else ''}. Bars start at 1; below it the branch contracts. {_prompts(result)}"
     )
     caption += " Logarithmic scale." if kind["type"] == "log" else ""
-    peak = charts.number(max((value for value in charts.values(data[shown[0]]) if value is not None), default=None))
-    return chart(title, spec, alt=f"Bars per layer of {wording} gain against a line at 1. {title}; the largest is {peak}.", caption=caption)
+    return chart(title, spec, alt=f"Bars per layer of {wording} gain against a line at 1. {title}.", caption=caption)
 
 
 def _tokens(result: Result) -> Figure:

@@ -1,6 +1,10 @@
 """The exhibits of kinds "flow", "maps" and "rescale": lines by layer, and what scaling a sub-layer does to the loss."""
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+import xarray as xr
 
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
@@ -16,9 +20,9 @@ ENTROPY: Arms = {
 LOSS: Arms = {"lens_nll": ("loss on the next token", "@series-2", "solid", "circle")}
 RANKS: Arms = {
     "erank": ("effective rank", "@series-1", "solid", "circle"),
-    "erank_no_sink": ("without sinks", "@series-1", "dash", "square"),
+    "erank_no_sink": ("effective rank, without sinks", "@series-1", "dash", "square"),
     "participation": ("participation ratio", "@series-2", "solid", "diamond"),
-    "participation_no_sink": ("without sinks", "@series-2", "dash", "x"),
+    "participation_no_sink": ("participation ratio, without sinks", "@series-2", "dash", "x"),
 }
 MAPS: Arms = {
     "mean_sqrt_a": ("mean √A", "@series-3", "dot", "square"),
@@ -32,9 +36,21 @@ ENERGY: Arms = {
 PLACES = {"all": ("all tokens", "@series-1"), "sink": ("sinks alone", "@series-2"), "non_sink": ("other tokens", "@series-3")}
 
 
-def _lines(result: Result, arms: Arms, title: str, label: str, units: str, caption: str, **axis: Any) -> Figure:
+def _distinct(data: xr.Dataset, arms: Arms) -> Arms:
+    """The arms there are, those without sinks left out where no token is one: they would lie on the others."""
+
+    def same(name: str) -> bool:
+        other = name.removesuffix("_no_sink")
+        return name != other and other in data and bool(np.array_equal(data[name].values, data[other].values, equal_nan=True))
+
+    return {name: arm for name, arm in arms.items() if name in data and not same(name)}
+
+
+def _lines(result: Result, arms: Arms, title: str, label: str, units: str, caption: str, *, x: str = "layer", **axis: Any) -> Figure:
     data, layers = result.data, result.data["layer"].values.tolist()
-    shown = {name: arm for name, arm in arms.items() if name in data}
+    shown = _distinct(data, arms)
+    if len(shown) < len(arms):
+        caption += " No token is a sink."
     traces = [part for name, (_, color, _, _) in shown.items() for part in charts.band(data, name, layers, color)]
     traces += [
         charts.line(data, name, layers, label=words, color=color, dash=dash, symbol=symbol)
@@ -42,11 +58,19 @@ def _lines(result: Result, arms: Arms, title: str, label: str, units: str, capti
     ]
     kind = charts.scale(*(charts.values(data[name]) for name in shown))
     layout: Spec = {
-        "xaxis": charts.axis("after layer", showgrid=False, dtick=1 if len(layers) <= 16 else None),
-        "yaxis": charts.axis(label, units, **(kind if kind["type"] == "log" else {}), **axis),
+        "xaxis": charts.axis(x, showgrid=False, dtick=1 if len(layers) <= 16 else None),
+        "yaxis": charts.axis(label, units, **(kind if kind["type"] == "log" else {"rangemode": "tozero"}), **axis),
         "hovermode": "x unified",
+        "showlegend": len(shown) > 1,
     }
+    caption += " Logarithmic scale." if kind["type"] == "log" else ""
     return chart(title, {"data": traces, "layout": layout}, alt=f"Lines by layer. {title}.", caption=caption, height=340)
+
+
+def _ends(result: Result, name: str) -> tuple[str, str]:
+    """A variable at the first and at the last layer, for people."""
+    values = charts.values(result.data[name])
+    return charts.number(values[0]), charts.number(values[-1])
 
 
 def flow(result: Result) -> Exhibit:
@@ -58,6 +82,12 @@ def flow(result: Result) -> Exhibit:
     known = [value for value in entropy if value is not None]
     least = entropy.index(min(known)) if known else 0
     prompts = f"{result.summary.get('n_prompts')} prompts"
+    loss, rank, clean = (_ends(result, name) for name in ("lens_nll", "erank", "erank_no_sink"))
+    lowest = [min((v for v in charts.values(result.data[name]) if v is not None), default=None) for name in ("erank", "erank_no_sink")]
+    spread = f"The states' effective rank goes from {rank[0]} to {rank[1]}"
+    if len(_distinct(result.data, RANKS)) == len(RANKS):
+        spread = f"With sinks the states take as few as {charts.number(lowest[0])} directions, without them {charts.number(lowest[1])}"
+        spread += f" at least and {clean[1]} at the end"
     sections = (
         _lines(
             result,
@@ -66,25 +96,18 @@ def flow(result: Result) -> Exhibit:
             "entropy",
             "nats",
             f"Final norm and unembedding on the residual after each block. Band: 95 % over {prompts}. Sure is not right: see the loss.",
-            rangemode="tozero",
+            x="after layer",
         ),
         _lines(
             result,
             LOSS,
-            "What the lens would lose after each layer",
-            "loss",
+            f"The lens's loss goes from {loss[0]} nats after the first layer to {loss[1]} after the last",
+            "loss on the next token",
             "nats",
-            f"Mean over next tokens, {prompts}.",
-            rangemode="tozero",
+            f"Mean over next tokens; band: 95 % over {prompts}.",
+            x="after layer",
         ),
-        _lines(
-            result,
-            RANKS,
-            "How many directions the states take, with sinks and without",
-            "directions",
-            "",
-            "Centred states of all prompts, pooled.",
-        ),
+        _lines(result, RANKS, spread, "directions", "", f"Centred states of {prompts}, pooled.", x="after layer"),
     )
     return Exhibit(title, sections, Glance("line", (tuple(entropy),)))
 
@@ -95,39 +118,48 @@ def maps(result: Result) -> Exhibit:
     if not charts.has(result, *MAPS, *ENERGY):
         return Exhibit(title, tables(result))
     caption = "Means over heads and prompts. √A is at most 1 whatever the weights; a map shrinks only where √A σ is below 1."
-    drawn = _lines(result, MAPS, "√A is small, the maps are not", "size", "", caption)
+    seen = [value for value in charts.values(result.data["map_v"]) if value is not None]
+    below = sum(value < 1 for value in seen)
+    found = f"√A σ(W_V) is below 1 in {below} of {len(seen)} layers" + (
+        f" ({charts.number(min(seen))} to {charts.number(max(seen))})" if seen else ""
+    )
+    drawn = _lines(result, MAPS, found, "size", "", caption)
     spec = dict(drawn.frames[0].panels[0].spec)
     spec["layout"] = dict(spec["layout"]) | {"shapes": [charts.rule_line(1.0, "1: neither shrinks nor stretches")]}
     first = Figure(drawn.title, (Frame((Panel(PLOTLY, spec),)),), drawn.alt, drawn.caption, height=drawn.height)
     energy = _lines(
         result,
         ENERGY,
-        "Dirichlet energy over the states' own size",
-        "energy",
+        "The Dirichlet energy goes from {} in the first layer to {} in the last".format(*_ends(result, "energy")),
+        "energy over the states' own size",
         "",
-        "0 is consensus: all tokens alike under W_V.",
-        rangemode="tozero",
+        "0 is consensus: all tokens alike under W_V. Means over heads and prompts.",
     )
     names = ("layer", "sigma_v", "sigma_ov", "contracting_share", "trace", "gap", "harmonic_share")
     rows = [[row[name] for name in names] for row in result.values if all(name in row for name in names)]
     columns = ("layer", "σ(W_V)", "σ(W_O W_V)", "share of heads below 1", "trace", "graph gap", "harmonic share")
     values = tuple(charts.values(result.data["map_v"]))
-    return Exhibit(title, (first, energy, Table("By layer", columns, rows)), Glance("line", (values,)))
+    told = "Largest singular values, means over heads; the share is of heads whose √A σ(W_V) is below 1."
+    return Exhibit(title, (first, energy, Table("By layer", columns, rows, told)), Glance("line", (values,)))
 
 
 def rescale(result: Result) -> Exhibit:
-    """Bars of the loss's change by layer and place, a step a factor."""
+    """Bars of the loss's change by layer and place, a step a factor, and the same as a table."""
     title = headline(result, "Scaled sub-layers")
     if not charts.has(result, "delta_nll", "is_control"):
         return Exhibit(title, tables(result))
     data = result.data["delta_nll"]
     controls = {int(layer) for layer in data["layer"].values if float(result.data["is_control"].sel(layer=layer).max()) > 0}
     labels = [f"{layer} (control)" if layer in controls else str(layer) for layer in data["layer"].values.tolist()]
+    factors = [value for value in data["scale"].values.tolist() if value != 1.0]
+    if not factors:
+        return Exhibit(title, tables(result))
+    places = {place: arm for place, arm in PLACES.items() if not bool(data.sel(place=place).isnull().all())}
     frames = []
-    for factor in [value for value in data["scale"].values.tolist() if value != 1.0]:
+    for factor in factors:
         bars = [
             {"type": "bar", "name": words, "x": labels, "y": charts.values(data.sel(scale=factor, place=place)), "marker": {"color": color}}
-            for place, (words, color) in PLACES.items()
+            for place, (words, color) in places.items()
         ]
         layout: Spec = {
             "barmode": "group",
@@ -135,10 +167,26 @@ def rescale(result: Result) -> Exhibit:
             "yaxis": charts.axis("change of loss", "nats"),
         }
         frames.append(Frame((Panel(PLOTLY, {"data": bars, "layout": layout}),), f"times {factor:g}"))
-    if not frames:
-        return Exhibit(title, tables(result))
     branch = "MLP" if result.summary.get("branch") == "mlp" else "attention"
-    caption = "Mean over next tokens. Controls are layers drawn at random. A scale of 1 changed nothing, to the bit."
+    prompts = f"{result.summary.get('n_prompts')} prompts"
+    caption = f"Mean over next tokens of {prompts}. Controls are layers drawn at random. A scale of 1 changed nothing, to the bit."
+    if "sink" not in places:
+        caption += " No token is a sink."
     figure = Figure(f"What the loss does when the {branch}'s output is scaled", tuple(frames), title, caption, stepper="factor")
-    shown = tuple(charts.values(data.sel(scale=float(data["scale"].values[0]), place="all")))
-    return Exhibit(title, (figure, *tables(result)), Glance("bars", (shown,), 0.0))
+    shown = tuple(charts.values(data.sel(scale=float(factors[0]), place="all")))
+    return Exhibit(title, (figure, _scaled(result, labels, factors, places)), Glance("bars", (shown,), 0.0))
+
+
+def _scaled(result: Result, labels: list[str], factors: list[float], places: Mapping[str, tuple[str, str]]) -> Table:
+    """A row a layer and factor; entropy and accuracy for all tokens."""
+    data = result.data
+    more = [name for name in ("delta_entropy", "delta_top1") if name in data]
+    rows = []
+    for label, layer in zip(labels, data["layer"].values.tolist(), strict=True):
+        for factor in factors:
+            at = data.sel(layer=layer, scale=factor)
+            loss = [float(at["delta_nll"].sel(place=place)) for place in places]
+            rows.append([label, f"{factor:g}", *loss, *(float(at[name].sel(place="all")) for name in more)])
+    heads = {"delta_entropy": "Δentropy, nats", "delta_top1": "Δtop-1"}
+    columns = ("layer", "times", *(f"ΔNLL, {words}" for words, _ in places.values()), *(heads[name] for name in more))
+    return Table("Changes against the model as it is", columns, rows, "ΔNLL in nats; entropy and top-1 with all tokens scaled.")

@@ -49,10 +49,11 @@ def _labels(result: Result) -> list[str]:
 
 def _heat(result: Result, site: str, labels: list[str]) -> Spec:
     cells = result.data["restored"].sel(site=site).values.astype(float)
+    layers = result.data["layer"].values.tolist()
     heat: Spec = {
         "type": "heatmap",
         "x": labels,
-        "y": result.data["layer"].values.tolist(),
+        "y": layers,
         "z": [[None if math.isnan(value) else value for value in row] for row in cells.tolist()],
         "coloraxis": "coloraxis",
         "xgap": 1,
@@ -61,7 +62,7 @@ def _heat(result: Result, site: str, labels: list[str]) -> Spec:
     }
     layout = {
         "xaxis": charts.axis("index and token") | {"type": "category", "showgrid": False},
-        "yaxis": charts.axis("layer") | {"showgrid": False, "zeroline": False},
+        "yaxis": charts.axis("layer", dtick=1 if len(layers) <= 16 else None) | {"showgrid": False, "zeroline": False},
         "coloraxis": {"colorscale": "@anchored:0", "cmin": 0, "cmax": 1, "colorbar": {"title": {"text": "restored"}, "thickness": 12}},
     }
     return {"data": [heat], "layout": layout}
@@ -81,12 +82,14 @@ def _layers(result: Result, site: str, labels: list[str]) -> Figure:
             charts.line(at, "restored_mismatched", layers, label="other answer's donor", color="@series-2", dash="dashdot", symbol="x"),
             charts.line(at, "restored_norm", layers, label="random vector", color="@series-4", dash="dot", symbol="diamond"),
         ]
-        layout = {"xaxis": charts.axis("layer"), "yaxis": charts.axis("restored share", "fraction")}
+        layout = {"xaxis": charts.axis("layer", dtick=1 if len(layers) <= 16 else None), "yaxis": charts.axis("restored share", "fraction")}
         frames.append(Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),), label))
-    title = f"By layer, at the token that restores most ({labels[first]}, site {site})"
+    pairs = result.summary.get("n_pairs", "the")
+    best = float(np.nanmax(data["restored"].values.astype(float)))
+    title = f"By layer, at the token that restores most, {best:.2f} ({labels[first]}, site {site})"
     caption = (
-        "Band: 95 % interval over pairs. Random donor: another pair's clean prompt; other answer's donor: one that must have another "
-        "answer; random vector: of the donor's norm."
+        f"Band: 95 % interval over {pairs} pairs. Random donor: another pair's clean prompt; other answer's donor: one that must have "
+        "another answer; random vector: of the donor's norm."
     )
     return Figure(title, tuple(frames), f"Line chart. {title}.", caption, stepper="token", first=first)
 
@@ -124,7 +127,7 @@ def _examples(result: Result, site: str) -> Figure:
     caption = (
         "First two rows: dst on both prompts; coloured where they differ. Third row: blue, patching that token alone raises the "
         "probability of the clean answer; "
-        "orange, it lowers it. Full colour is the clean prompt's own gain."
+        "orange, it lowers it. Full colour is as high as on the clean prompt."
     )
     return Figure(title, tuple(frames), f"{title}. {'; '.join(told)}.", caption, stepper="pair")
 

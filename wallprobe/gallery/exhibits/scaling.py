@@ -10,6 +10,12 @@ from wallprobe.gallery.exhibits.table import headline, tables
 from wallprobe.results import Result
 
 FITS = ("label", "alpha", "alpha_se", "r2", "p", "low", "high")
+SIZES = {
+    "n_params": "parameters",
+    "n_params_non_embedding": "parameters without embeddings",
+    "d_model": "width of the stream",
+    "n_layers": "layers",
+}
 FIT_COLUMNS = ("size", "alpha", "standard error", "R²", "p", "95 % from", "to")
 
 
@@ -23,7 +29,7 @@ def exhibit(result: Result) -> Exhibit:
     sections: list[Figure | Table] = [_law(result, parts)]
     if parts.get("without"):
         sections.append(_without(result, parts["without"]))
-    rows = [[record[name] for name in FITS] for record in parts.get("fit", [])]
+    rows = [[SIZES.get(str(record["label"]), record["label"]), *(record[name] for name in FITS[1:])] for record in parts.get("fit", [])]
     sections.append(
         Table("The same fit on other measures of size", FIT_COLUMNS, rows, "Ordinary least squares in log10; interval: Student's t.")
     )

@@ -76,6 +76,7 @@
       margin: { l: 56, r: 12, t: (layout.annotations || []).length ? 34 : 14, b: axisHeight(layout.xaxis) + below },
       legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom", traceorder: "normal", font: { size: 12 } },
       hoverlabel: { bgcolor: themed("surface"), bordercolor: themed("line"), font: { color: themed("ink"), size: 12 } },
+      ...(below ? {} : { showlegend: false }), // a legend of one, for which no room is kept, would lie on the axis' title
       ...layout,
       ...axes(layout, narrow),
       height: height + Math.max(0, below - 31) + (narrow && bars ? 60 : 0),

@@ -1,7 +1,8 @@
 """An audit as a Result of kind "audit", judged; and several of them side by side in one."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -214,6 +215,7 @@ def combine(results: Sequence[Result], subject: str, manifest: dict[str, Any]) -
         text = any(isinstance(value, str) for value in column)
         filled = [str(value or "") if text else math.nan if value is None else float(value) for value in column]
         variables[f"run_{key}"] = (("run",), filled, "", f"{key} of the run's record")
+    variables["run_variant"] = (("run",), variants(results), "", "settings that set the run apart from others of its kind")
     variables["run_depth"] = (("run",), [result.data.sizes["layer"] - 1 for result in results], "", "blocks")
     coords = {"run": names, "moment": range(moments), "layer": range(layers)}
     eps, n_ref = (plain(results[0].data.attrs[key]) for key in ("eps", "n_ref"))
@@ -230,14 +232,40 @@ def _labels(results: Sequence[Result]) -> list[str]:
     return [str(result.manifest.get("run", name)) for result, name in zip(results, plain_names, strict=True)]
 
 
+def variants(results: Sequence[Result]) -> list[str]:
+    """In words, the settings of each run that differ from the commonest ones of its architecture and method: runs that differ in more
+    than the seed are no seeds of one another. Empty for the commonest.
+    """
+    configs = [_flat(result.manifest.get("config", {})) for result in results]
+    kinds = [(result.summary["arch"], result.summary["method"]) for result in results]
+    told = []
+    for kind, config in zip(kinds, configs, strict=True):
+        peers = [json.dumps(other, sort_keys=True) for other, its in zip(configs, kinds, strict=True) if its == kind]
+        usual = json.loads(max(dict.fromkeys(peers), key=peers.count))
+        apart = [f"{key} {config.get(key)}" for key in sorted({*config, *usual}) if config.get(key) != usual.get(key)]
+        told.append(", ".join(apart))
+    return told
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's settings without its name and seed, one level deep, as JSON has them."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in ("arch", "method", "seed", "thresholds"):
+            continue
+        found |= _flat(value) if isinstance(value, Mapping) else {key: value}
+    return dict(json.loads(json.dumps(found)))
+
+
 def _together(results: Sequence[Result]) -> dict[str, Any]:
-    """Flat counts over several runs, and the worst verdict of each architecture and method in words."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for result in results:
+    """Flat counts over several runs, and the worst verdict of each architecture, method and setting in words."""
+    groups: dict[str, list[str]] = {}
+    for result, variant in zip(results, variants(results), strict=True):
         record = result.summary
-        groups.setdefault((record["arch"], record["method"]), []).append(record["verdict"])
+        name = f"{record['arch']} {record['method']}" + (f" ({variant})" if variant else "")
+        groups.setdefault(name, []).append(record["verdict"])
     found: dict[str, Any] = {"runs": len(results), "verdict": worst([result.summary["verdict"] for result in results])}
     found |= {verdict.lower(): sum(result.summary["verdict"] == verdict for result in results) for verdict in VERDICTS}
-    judged_as = {verdict: [f"{arch} {method}" for (arch, method), all_ in groups.items() if worst(all_) == verdict] for verdict in VERDICTS}
+    judged_as = {verdict: [name for name, all_ in groups.items() if worst(all_) == verdict] for verdict in VERDICTS}
     said = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in reversed(judged_as.items()) if names)
     return found | {"finding": f"{len(results)} runs, the worst verdict over seeds. {said}."}

@@ -1,0 +1,78 @@
+"""`wallprobe gains --over-training`: one model at several steps of its training, as one Result."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wallprobe.cli import common
+
+if TYPE_CHECKING:
+    from wallprobe.hooks.gain_report import Settings
+    from wallprobe.models import Loaded
+    from wallprobe.results import Result
+
+
+def measure(
+    sources: Sequence[str],
+    settings: "Settings",
+    texts: tuple[str | None, str | None, int | None],
+    *,
+    device: str,
+    runs: Path | None,
+) -> "Result":
+    """Gains at every step there are weights of: a run's snapshots and its end, or checkpoints named MODEL@stepN."""
+    from wallprobe import models as loading
+    from wallprobe.hooks import gain_series
+    from wallprobe.hooks.gains import gains
+    from wallprobe.hooks.prompt_sets import prompt_set
+    from wallprobe.manifest import Stopwatch
+
+    place, watch = loading.pick_device(device), Stopwatch()
+    load: Callable[[int], Loaded]
+    if len(sources) == 1:
+        name, steps = gain_series.snapshots(sources[0], runs)
+        load = lambda step: gain_series.load_step(sources[0], step, runs, place)  # noqa: E731
+    else:
+        name, pairs = gain_series.named_steps(sources)
+        steps, by_step = [step for step, _ in pairs], dict(pairs)
+        load = lambda step: loading.load(by_step[step], place, runs)  # noqa: E731
+    measured = []
+    with common.progress() as view:
+        bar = view.add_task(f"gains {name}", total=len(steps))
+        for step in steps:
+            view.update(bar, description=f"gains {name} step {step}")
+            loaded = load(step)
+            text, column, limit = texts
+            chosen = prompt_set(loaded, text, column=column, limit=limit)
+            measured.append(gains(loaded, chosen, settings.definition.name, settings.tokens, settings.positions))
+            view.advance(bar)
+    return gain_series.over_training(name, steps, measured, watch)
+
+
+def show(result: "Result", results: Path | None, json: bool) -> None:
+    """Store it; one JSON object, or a row a step and the finding."""
+    stored = result.save(results)
+    if json:
+        common.print_json(result.to_json())
+        return
+    out = common.out()
+    out.print(_table(result))
+    out.print(result.summary["finding"], style="bold", soft_wrap=True, markup=False)
+    out.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
+
+
+def _table(result: "Result") -> Any:
+    from rich import box
+    from rich.table import Table
+
+    data = result.data
+    table = Table(title=f"{result.summary['model']} over training", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head in ("step", "last MLP", "95 %", "without sinks", "attention below 1", "MLP below 1"):
+        table.add_column(head, justify="right")
+    n_layers = data.sizes["layer"]
+    for at, step in enumerate(data["step"].values.tolist()):
+        final, low, high, clean = (float(data[f"final_mlp_gain{end}"].values[at]) for end in ("", "_low", "_high", "_no_sink"))
+        counts = [int((data[f"{branch}_gain"].values[at] < 1).sum()) for branch in ("attn", "mlp")]
+        below = [f"{count}/{n_layers}" for count in counts]
+        table.add_row(f"{step:,}", f"{final:.3g}", f"{low:.3g} to {high:.3g}", f"{clean:.3g}", *below)
+    return table
