@@ -16,6 +16,7 @@
 
   // "@ramp" runs from 0; "@anchored:f" is flat and neutral up to the noise floor, a share f of the range, and climbs from there.
   function colorscale(name) {
+    if (name === "@diverging") return [[0, themed("series-2")], [0.5, themed("ramp-floor")], [1, themed("series-1")]];
     const floor = name.startsWith("@anchored:") ? Math.min(Math.max(parseFloat(name.slice(10)) || 0, 0), 0.98) : 0;
     const colors = floor ? [themed("ramp-floor"), ...ramp()] : ramp();
     const last = colors.length - 1; // plotly drops a scale whose end is not exactly 1
@@ -190,15 +191,55 @@
     const figure = figures[Number(section.dataset.figure)];
     if (!figure.frames.some((frame) => frame.panels.some((panel) => panel.element === "plotly"))) return;
     box.hidden = false;
+    const name = location.pathname.split("/").pop().replace(/\.html$/, "") + "-" + section.dataset.figure;
     for (const button of box.querySelectorAll("[data-export]")) {
       button.addEventListener("click", () => {
-        const chosen = section.querySelector(".chart.js-plotly-plot");
-        if (!chosen) return;
-        const size = { width: chosen.clientWidth, height: chosen.clientHeight, scale: button.dataset.export === "png" ? 2 : 1 };
-        const name = location.pathname.split("/").pop().replace(/\.html$/, "") + "-" + section.dataset.figure;
-        window.Plotly.downloadImage(chosen, { format: button.dataset.export, filename: name, ...size });
+        const wanted = button.dataset.export;
+        const frame = figure.frames[drawn.get(section) ?? figure.first];
+        const specs = frame.panels.filter((panel) => panel.element === "plotly").map((panel) => panel.spec);
+        if (wanted === "json") save(name + ".json", JSON.stringify({ alt: figure.alt, step: frame.label, panels: specs }, null, 1), "application/json");
+        else if (wanted === "csv") save(name + ".csv", csv(drawnValues(specs)), "text/csv");
+        else image(section.querySelector(".chart.js-plotly-plot"), wanted, name);
       });
     }
+  }
+
+  function image(chosen, format, filename) {
+    if (!chosen) return;
+    const size = { width: chosen.clientWidth, height: chosen.clientHeight, scale: format === "png" ? 2 : 1 };
+    window.Plotly.downloadImage(chosen, { format, filename, ...size });
+  }
+
+  function save(name, text, type) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
+  // A cell that a spreadsheet would run as a formula gets an apostrophe, numbers aside.
+  function csv(rows) {
+    const cell = (value) => {
+      if (value === null || value === undefined) return "";
+      const text = String(value);
+      const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) && !Number.isFinite(Number(text)) ? "'" + text : text;
+      return /[",\n\r]/.test(safe) ? '"' + safe.replace(/"/g, '""') + '"' : safe;
+    };
+    return rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";
+  }
+
+  // What a figure's charts show, a row a mark.
+  function drawnValues(specs) {
+    const rows = [["panel", "series", "x", "y", "value"]];
+    specs.forEach((spec, panel) => {
+      for (const trace of spec.data || []) {
+        const series = trace.name || "";
+        if (trace.z) trace.z.forEach((row, place) => row.forEach((value, column) => rows.push([panel, series, (trace.x || [])[column] ?? column, (trace.y || [])[place] ?? place, value])));
+        else if (trace.hoverinfo !== "skip") (trace.y || []).forEach((value, place) => rows.push([panel, series, (trace.x || [])[place] ?? place, value, value]));
+      }
+    });
+    return rows;
   }
 
   const first = (section) => {
@@ -231,8 +272,11 @@
     if (printing.matches) sections.forEach(first);
   }
 
+  const followers = []; // scripts of other pages that draw charts of their own
+
   // Charts take their colours when drawn, so a change of theme draws them again; circuitsvis follows by CSS alone.
   function recolor() {
+    for (const follow of followers) follow();
     for (const [section, place] of drawn) {
       const panels = figures[Number(section.dataset.figure)].frames[place].panels;
       const stage = section.querySelector(".stage");
@@ -290,6 +334,7 @@
     }
   }
 
+  window.wallprobeGallery = { draw: chart, image, save, csv, onTheme: (follow) => followers.push(follow) };
   themeButton();
   copyButtons();
   start();
