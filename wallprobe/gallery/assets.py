@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wallprobe.errors import WallprobeError
 
-OWN = ("gallery.css", "gallery.js", "theme.js", "index.js", "compare.js")
+OWN = ("gallery.css", "gallery.js", "theme.js", "index.js", "compare.js", "single.js")
 PLOTLY_JS, CIRCUITSVIS_JS = "plotly.min.js", "circuitsvis.js"
 NAMES = (*OWN, PLOTLY_JS, CIRCUITSVIS_JS)
 

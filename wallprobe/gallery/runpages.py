@@ -88,12 +88,10 @@ def training_curve(run: Run, evaluated: Result | None) -> Figure | None:
     thin = thin if thin[-1] is log[-1] else [*thin, log[-1]]
     floor = _exact_nats(run, evaluated)
     panels = [_loss_panel(thin, floor)]
-    first, last = (_number(entry.get("cross_entropy")) for entry in (log[0], log[-1]))
-    fall = (
-        ""
-        if first is None or last is None
-        else f"The supervised loss fell from {first:.2f} to {last:.3f} nats in {log[-1]['step']:,} steps"
-    )
+    losses = [loss for entry in log if (loss := _number(entry.get("cross_entropy"))) is not None]
+    late = losses[-max(1, len(losses) // 10) :]
+    last = float(np.mean(late)) if late else None
+    fall = f"The supervised loss went from {losses[0]:.2f} to {last:.3f} nats in {log[-1]['step']:,} steps" if losses else ""
     title = fall or f"Training of {run.name}"
     if fall and floor is not None and last is not None:
         title += f"; the exact answer's is {floor:.3f}"
@@ -106,7 +104,7 @@ def training_curve(run: Run, evaluated: Result | None) -> Figure | None:
                 [entry for entry in thin if "untrained_mae" in entry], names, labels, "entropy error (bits)", "the wall over training"
             )
         )
-    caption = "Mean over the batch of that step, so it scatters by batch; no interval."
+    caption = f"Mean over the batch of each step, which scatters by batch; no interval. The title's last is the mean of {len(late)}."
     if floor is not None:
         caption += " Dotted: mean entropy of the exact answer at the supervised positions, below which no model comes on average."
     return Figure(title, (Frame(tuple(panels)),), f"Line over training steps. {title}.", caption, height=300)

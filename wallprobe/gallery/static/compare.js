@@ -1,10 +1,10 @@
 // Results of one kind on one axis, and what one has more than another. The hash names them; each one's figures are a script in data/.
-(function () {
+window.wallprobeGallery.register("picker", (signal) => {
   "use strict";
 
   const gallery = window.wallprobeGallery;
   const at = (id) => document.getElementById(id);
-  const choices = new Map(JSON.parse(at("choices").textContent).map((choice) => [choice.stem, choice]));
+  const choices = new Map(gallery.data("choices").map((choice) => [choice.stem, choice]));
   const loaded = new Map(); // stem -> payload
   const MOST = 6;
   const LOOKS = [
@@ -49,7 +49,7 @@
     });
   }
 
-  const asked = () => location.hash.slice(1).split("&").filter(Boolean).map(decode);
+  const asked = () => gallery.place.get().split("&").filter(Boolean).map(decode);
   function decode(text) {
     try {
       return decodeURIComponent(text);
@@ -59,7 +59,7 @@
   }
 
   function go(next) {
-    location.hash = next.map(encodeURIComponent).join("&");
+    gallery.place.set(next.map(encodeURIComponent).join("&"));
   }
 
   async function follow() {
@@ -162,8 +162,34 @@
     draw(variable);
   }
 
-  // With bounds first: an interval says more than a bare line.
-  const favourite = (variables) => variables.find((one) => one.low && one.high) || variables[0];
+  const bounded = (variable) => stems.some((stem) => find(loaded.get(stem), variable.name).low);
+
+  // What says most at once: the variable in which the first two are furthest apart, in widths of their intervals.
+  function favourite(variables) {
+    const given = variables.filter(bounded);
+    if (stems.length < 2 || !given.length) return given[0] || variables[0];
+    const apart = (variable) => furthest(variable)?.apart ?? -1;
+    return given.reduce((best, one) => (apart(one) > apart(best) * 1.0001 ? one : best));
+  }
+
+  // The coordinates where the first two differ most, against their intervals where they state any; null without a value of both.
+  function furthest(variable, fixed = {}) {
+    const [first, second] = stems.map((stem) => loaded.get(stem));
+    const own = find(first, variable.name);
+    let best = null;
+    own.values.forEach((a, index) => {
+      const where = coordinates(first, own.dims, index);
+      if (Object.entries(fixed).some(([dim, given]) => String(where[dim]) !== given)) return;
+      const b = second ? value(second, variable, "values", where) : null;
+      if (a === null || b === null) return;
+      const [aLow, aHigh, bLow, bHigh] = [first, second].flatMap((one) => ["low", "high"].map((part) => value(one, variable, part, where)));
+      const stated = [aLow, aHigh, bLow, bHigh].every((item) => item !== null);
+      const width = stated ? Math.max(1e-12, aHigh - aLow + bHigh - bLow) : 1;
+      const apart = Math.abs(b - a) / width;
+      if (!best || apart > best.apart) best = { where, a, b, apart, overlap: stated ? aHigh >= bLow && bHigh >= aLow : null };
+    });
+    return best;
+  }
 
   function field(label, given, value, set) {
     const box = document.createElement("label");
@@ -180,8 +206,10 @@
     return box;
   }
 
-  // Where the first result is furthest from its own mean: a slice worth opening at.
+  // A slice worth opening at: where two differ most, or where one alone is furthest from its own mean.
   function place(variable) {
+    const found = stems.length > 1 && furthest(variable);
+    if (found) return found.where;
     const one = loaded.get(stems[0]);
     const values = find(one, variable.name).values;
     const seen = values.filter((value) => value !== null);
@@ -190,7 +218,7 @@
     values.forEach((value, index) => {
       if (value !== null && (values[best] === null || Math.abs(value - mean) > Math.abs(values[best] - mean))) best = index;
     });
-    return coordinates(one, variable.dims, best);
+    return coordinates(one, find(one, variable.name).dims, best);
   }
 
   function coordinates(one, dims, index) {
@@ -220,8 +248,7 @@
 
   function draw(variable) {
     const axis = union(state.axis);
-    const heading = headline(variable, axis);
-    at("told").textContent = heading;
+    at("told").textContent = headline(variable);
     lines(variable, axis);
     difference(variable, axis);
     beside();
@@ -231,20 +258,20 @@
   const fixedText = () => Object.entries(state.fixed).map(([dim, given]) => dim + " " + given).join(", ");
   const unit = (variable) => (["", "1", "none", "dimensionless"].includes(variable.units) || variable.label.includes(variable.units) ? "" : " (" + variable.units + ")");
 
-  function headline(variable, axis) {
+  function headline(variable) {
     if (stems.length === 1) return labels()[0] + ": choose another result to compare it with";
-    const [first, second] = stems.map((stem) => loaded.get(stem));
-    let best = null;
-    for (const given of axis) {
-      const where = { ...state.fixed, [state.axis]: given };
-      const [a, b] = [value(first, variable, "values", where), value(second, variable, "values", where)];
-      if (a !== null && b !== null && (!best || Math.abs(b - a) > Math.abs(best.b - best.a))) best = { given, a, b };
-    }
+    const best = furthest(variable, state.fixed);
     if (!best) return "These results have no " + state.axis + " in common";
     const [one, two] = labels();
-    const where = state.axis + " " + best.given;
-    return best.a === best.b ? one + " and " + two + " agree everywhere in " + variable.name : one + " and " + two + " differ most at " + where + ": " + figure(best.a) + " and " + figure(best.b) + unit(variable);
+    const where = Object.entries(best.where).map(([dim, given]) => dim + " " + given).join(", ");
+    if (best.a === best.b) return one + " and " + two + " agree everywhere in " + variable.name;
+    const told = figure(best.a) + " and " + figure(best.b) + unit(variable);
+    const sure = best.overlap === null ? "no interval is stated" : best.overlap ? "the intervals overlap" : "the intervals do not overlap";
+    return one + " and " + two + " differ most in " + variable.name + " at " + where + ": " + told + "; " + sure;
   }
+
+  const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+  const brief = (variable) => (variable.label.length > 44 ? variable.name : variable.label) + unit(variable);
 
   function lines(variable, axis) {
     const numeric = axis.every((given) => typeof given === "number");
@@ -265,11 +292,11 @@
       const whisker = numeric || !low.some((item) => item !== null) ? {} : { error_y: { type: "data", symmetric: false, array: high.map((top, i) => Math.max(0, top - middle[i])), arrayminus: low.map((bottom, i) => Math.max(0, middle[i] - bottom)), color } };
       traces.push({ type: "scatter", mode: numeric ? "lines+markers" : "markers", name: plain(labels()[number]), x: numeric ? axis : axis.map(plain), y: middle, line: { color, width: 2, dash }, marker: { color, size: numeric ? 6 : 9, symbol }, ...whisker });
     });
-    const layout = { xaxis: { title: { text: plain(state.axis) }, showgrid: false, type: numeric ? "linear" : "category" }, yaxis: { title: { text: plain(variable.label + unit(variable)) }, type: wide(columns) ? "log" : "linear" }, hovermode: "x unified", showlegend: true };
-    const title = variable.label + " along " + state.axis + (fixedText() ? ", at " + fixedText() : "");
+    const layout = { xaxis: { title: { text: plain(state.axis) }, showgrid: false, type: numeric ? "linear" : "category" }, yaxis: { title: { text: plain(brief(variable)) }, type: wide(columns) ? "log" : "linear" }, hovermode: "x unified", showlegend: true };
+    const title = capital(variable.label) + " along " + state.axis + (fixedText() ? ", at " + fixedText() : "");
     at("lines-title").textContent = title;
-    const bounded = columns.some(([, low]) => low.some((item) => item !== null));
-    at("lines-caption").textContent = (bounded ? (numeric ? "Bands" : "Whiskers") + ": each result's own 95 % interval. " : "These results state no interval for it. ") + "Values that a result does not have are gaps." + leftOut();
+    const stated = columns.some(([, low]) => low.some((item) => item !== null));
+    at("lines-caption").textContent = (stated ? (numeric ? "Bands" : "Whiskers") + ": each result's own 95 % interval. " : "These results state no interval for it. ") + "Values that a result does not have are gaps." + leftOut();
     at("lines").setAttribute("aria-label", "Lines of " + title + " for " + labels().join(", ") + ". " + at("told").textContent);
     tables.lines = rows;
     gallery.draw(at("lines"), { data: traces, layout }, 380);
@@ -317,11 +344,11 @@
     head.append(cell("th", "", "col"), ...labels().map((label) => cell("th", label, "col")));
     const body = [];
     for (const part of ["summary", "config"]) {
-      const keys = [...new Set(stems.flatMap((stem) => Object.keys(loaded.get(stem)[part])))];
+      const keys = [...new Set(stems.flatMap((stem) => Object.keys(loaded.get(stem)[part])))].filter((key) => key !== "finding");
       for (const key of keys) {
         const told = stems.map((stem) => figure(loaded.get(stem)[part][key]));
         const row = document.createElement("tr");
-        if (new Set(told).size > 1) row.className = "differs";
+        row.className = new Set(told).size > 1 ? "differs" : "same";
         row.append(cell("th", part === "config" ? "config: " + key : key, "row"), ...told.map((text) => cell("td", text)));
         body.push(row);
       }
@@ -350,6 +377,7 @@
       else gallery.image(at(of), button.dataset.save, file);
     });
   }
+  at("all-rows").addEventListener("change", () => at("beside").classList.toggle("only", !at("all-rows").checked));
   at("kind").addEventListener("change", () => {
     const kind = at("kind").value;
     stems = [];
@@ -359,7 +387,7 @@
     picker(null);
   });
   at("add").addEventListener("change", () => at("add").value && go([...stems, at("add").value]));
-  window.addEventListener("hashchange", follow);
+  gallery.place.listen(follow, signal);
   gallery.onTheme(() => stems.length && !at("views").hidden && controls());
   follow();
-})();
+});

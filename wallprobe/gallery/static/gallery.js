@@ -1,10 +1,11 @@
 // Draws the figures of one page from the JSON in it; asks the network for nothing.
+// A single file holds many pages: what a page sets up ends with the signal it was entered with (see single.js).
 (function () {
   "use strict";
 
   const root = document.documentElement;
-  const source = document.getElementById("figures");
-  const figures = source ? JSON.parse(source.textContent) : [];
+  const alone = !document.getElementById("site"); // false in a single file
+  let figures = [];
   const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
   const printing = window.matchMedia("print");
   const drawn = new Map(); // section element -> place of the frame shown
@@ -191,7 +192,7 @@
     const figure = figures[Number(section.dataset.figure)];
     if (!figure.frames.some((frame) => frame.panels.some((panel) => panel.element === "plotly"))) return;
     box.hidden = false;
-    const name = location.pathname.split("/").pop().replace(/\.html$/, "") + "-" + section.dataset.figure;
+    const name = gallery.place.page().split("/").pop().replace(/\.html$/, "") + "-" + section.dataset.figure;
     for (const button of box.querySelectorAll("[data-export]")) {
       button.addEventListener("click", () => {
         const wanted = button.dataset.export;
@@ -246,7 +247,7 @@
     if (!drawn.has(section)) draw(section, figures[Number(section.dataset.figure)].first);
   };
 
-  function start() {
+  function start(signal) {
     const sections = [...document.querySelectorAll("[data-figure]")];
     for (const section of sections) {
       // Room kept for what is not drawn yet, so that nothing jumps while reading.
@@ -268,7 +269,8 @@
       { rootMargin: "200px 0px" },
     );
     for (const section of sections) watcher.observe(section);
-    window.addEventListener("beforeprint", () => sections.forEach(first));
+    signal.addEventListener("abort", () => watcher.disconnect());
+    window.addEventListener("beforeprint", () => sections.forEach(first), { signal });
     if (printing.matches) sections.forEach(first);
   }
 
@@ -288,6 +290,7 @@
 
   function themeButton() {
     const button = document.getElementById("theme");
+    if (!button) return systemDark.addEventListener("change", recolor);
     const label = () => {
       button.textContent = isDark() ? "Light" : "Dark";
       button.setAttribute("aria-label", "Switch to the " + (isDark() ? "light" : "dark") + " theme");
@@ -334,8 +337,36 @@
     }
   }
 
-  window.wallprobeGallery = { draw: chart, image, save, csv, onTheme: (follow) => followers.push(follow) };
+  const inits = []; // [id of an element, what to do on a page that has it]
+  const gallery = (window.wallprobeGallery = {
+    draw: chart,
+    image,
+    save,
+    csv,
+    data: (id) => JSON.parse(document.getElementById(id)?.textContent || "null"),
+    // Where in a page the reader is: what stands behind "#".
+    place: {
+      page: () => location.pathname,
+      get: () => location.hash.slice(1),
+      set: (told) => (location.hash = told),
+      replace: (told) => history.replaceState(null, "", location.pathname + location.search + (told ? "#" + told : "")),
+      listen: (heard, signal) => window.addEventListener("hashchange", heard, { signal }),
+    },
+    // Scripts of single pages add what they do there; pages that are entered later do it then.
+    register: (id, init) => {
+      inits.push([id, init]);
+      if (alone && document.getElementById(id)) init(new AbortController().signal);
+    },
+    enter: (signal) => {
+      drawn.clear();
+      followers.length = 0;
+      figures = gallery.data("figures") || [];
+      copyButtons();
+      start(signal);
+      for (const [id, init] of inits) if (document.getElementById(id)) init(signal);
+    },
+    onTheme: (follow) => followers.push(follow),
+  });
   themeButton();
-  copyButtons();
-  start();
+  if (alone) gallery.enter(new AbortController().signal);
 })();

@@ -1,12 +1,12 @@
 // The index: search, filters, sort and the tray of results to compare. Everything it knows stands in the page.
-(function () {
+window.wallprobeGallery.register("filters", (signal) => {
   "use strict";
 
+  const { data, place } = window.wallprobeGallery;
   const form = document.getElementById("filters");
-  if (!form) return;
   const FACETS = ["kind", "model", "condition", "seed", "verdict"];
   const FIELDS = ["q", ...FACETS, "from", "to", "sort"];
-  const entries = JSON.parse(document.getElementById("entries").textContent);
+  const entries = data("entries");
   const cards = [...document.querySelectorAll(".card")];
   const groups = [...document.querySelectorAll(".group")].filter((group) => group.querySelector(".cards"));
   const found = document.getElementById("found");
@@ -32,10 +32,10 @@
 
   const shorten = (text) => (text.length > 40 ? text.slice(0, 39) + "…" : text);
 
-  entries.forEach((entry, place) => {
-    entry.card = cards[place];
-    entry.place = place;
-    entry.text = (cards[place].querySelector("h3").textContent + " " + [entry.kind, entry.subject, entry.command, entry.stem].join(" ")).toLowerCase();
+  entries.forEach((entry, number) => {
+    entry.card = cards[number];
+    entry.place = number;
+    entry.text = (cards[number].querySelector("h3").textContent + " " + [entry.kind, entry.subject, entry.command, entry.stem].join(" ")).toLowerCase();
   });
 
   function matches(entry, state, words) {
@@ -85,13 +85,12 @@
 
   function remember(state) {
     const told = new URLSearchParams(Object.entries(state).filter(([, value]) => value)).toString();
-    if (!told && !/=/.test(location.hash)) return;
-    history.replaceState(null, "", location.pathname + location.search + (told ? "#" + told : ""));
+    if (told || /=/.test(place.get())) place.replace(told);
   }
 
   function recall() {
-    if (!/=/.test(location.hash)) return;
-    const told = new URLSearchParams(location.hash.slice(1));
+    if (!/=/.test(place.get())) return;
+    const told = new URLSearchParams(place.get());
     for (const name of FIELDS) form.elements[name].value = told.get(name) || "";
   }
 
@@ -185,10 +184,10 @@
   form.addEventListener("change", apply);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(apply));
-  document.addEventListener("keydown", keys);
-  window.addEventListener("hashchange", () => {
+  document.addEventListener("keydown", keys, { signal });
+  place.listen(() => {
     recall();
     apply();
-  });
+  }, signal);
   apply();
-})();
+});
