@@ -341,7 +341,7 @@ window.wallprobeGallery.register("picker", (signal) => {
 
   function beside() {
     const head = document.createElement("tr");
-    head.append(cell("th", "", "col"), ...labels().map((label) => cell("th", label, "col")));
+    head.append(cell("th", "quantity", "col"), ...labels().map((label) => cell("th", label, "col")));
     const body = [];
     for (const part of ["summary", "config"]) {
       const keys = [...new Set(stems.flatMap((stem) => Object.keys(loaded.get(stem)[part])))].filter((key) => key !== "finding");

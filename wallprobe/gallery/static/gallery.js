@@ -99,33 +99,46 @@
       : { ...quiet, title: { ...title, side: "right" } };
   }
 
-  function visual(box, element, spec) {
+  function visual(box, element, spec, label) {
     if (!window.CircuitsVis || !window.CircuitsVis[element]) throw new Error("assets/circuitsvis.js did not load");
     const card = document.createElement("div");
     card.id = "cv-" + ++serial; // its render() finds the box by id
     box.replaceChildren(card);
     window.CircuitsVis.render(card.id, window.CircuitsVis[element], spec);
-    if (element === "AttentionHeads") operable(card);
+    accessible(card, label);
   }
 
-  // circuitsvis's head selector answers to the mouse alone; this lets the keyboard and a screen reader choose a head too.
-  function operable(card) {
-    const watcher = new MutationObserver(() => {
-      const tiles = card.querySelectorAll(":scope > div > h3 + div > div > div");
-      if (!tiles.length) return;
-      watcher.disconnect();
-      for (const tile of tiles) {
+  // What circuitsvis leaves out: heads that the keyboard can choose, names for its canvases, and token text that stands out from any fill.
+  function accessible(card, label) {
+    const tidy = () => {
+      for (const canvas of card.querySelectorAll("canvas:not([aria-label])")) canvas.setAttribute("aria-label", label);
+      for (const token of card.querySelectorAll(".colored-tokens > span > span:not([data-read])")) {
+        token.dataset.read = "yes";
+        token.style.setProperty("color", readable(getComputedStyle(token).backgroundColor), "important");
+      }
+      for (const tile of card.querySelectorAll(":scope > div > h3 + div > div > div:not([role])")) {
+        const name = tile.querySelector("h4");
+        if (!name) continue;
         tile.tabIndex = 0;
         tile.setAttribute("role", "button");
-        tile.setAttribute("aria-label", "Show head " + tile.querySelector("h4").textContent);
+        tile.setAttribute("aria-label", "Show head " + name.textContent);
         tile.addEventListener("keydown", (event) => {
           if (event.key !== "Enter" && event.key !== " ") return;
           event.preventDefault();
           tile.click();
         });
       }
-    });
-    watcher.observe(card, { childList: true, subtree: true });
+    };
+    new MutationObserver(tidy).observe(card, { childList: true, subtree: true });
+    tidy();
+  }
+
+  // Black or white, whichever has more contrast with the fill; one of them always has 4.5.
+  function readable(fill) {
+    const parts = (fill.match(/[\d.]+/g) || []).map(Number);
+    if (parts.length < 3 || parts[3] === 0) return "#000";
+    const [r, g, b] = parts.map((value) => (value / 255 <= 0.03928 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
   }
 
   function draw(section, place) {
@@ -154,7 +167,7 @@
       }
       try {
         if (isChart) chart(holder.lastChild, panel.spec, figure.height);
-        else visual(holder.lastChild, panel.element, panel.spec);
+        else visual(holder.lastChild, panel.element, panel.spec, [section.querySelector("h2").textContent, frame.label, panel.label].filter(Boolean).join(", "));
       } catch (error) {
         holder.lastChild.textContent = "This figure could not be drawn: " + error.message;
         console.error(error);
