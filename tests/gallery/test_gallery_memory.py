@@ -29,7 +29,9 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file() and path.name != store.MEMORY}
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file() and path.name != store.MEMORY
+    }
 
 
 def test_second_build_parses_nothing_and_writes_nothing(samples: ModuleType, parsed: list[str], tmp_path: Path) -> None:

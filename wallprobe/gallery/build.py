@@ -154,7 +154,9 @@ class _Work:
             return None, str(error).replace(str(path), path.name), {}
         stem = page_stem(path.name)
         try:
-            related = [(folder, f"../{RUNS}/{self.runs[folder]}.html") for folder in _runs_of(result) if folder in self.runs]
+            related = [
+                (str(facets.run_name(folder)), f"../{RUNS}/{self.runs[folder]}.html") for folder in _runs_of(result) if folder in self.runs
+            ]
             data = compare.payload(result, stem)
             page, exhibit = render(result, self.makers, stem, runs=related, comparable=bool(data["variables"]))
             data["title"] = exhibit.title
