@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
 KINDS = {
@@ -55,8 +54,8 @@ def environment() -> jinja2.Environment:
 
 def number(value: object) -> str:
     """A figure for people: four significant digits, no trailing noise; an en dash for what is not there."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    if hasattr(value, "dtype") and hasattr(value, "item"):
+        value = value.item()  # numpy's, told without importing it
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool):

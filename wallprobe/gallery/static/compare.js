@@ -228,7 +228,7 @@ window.wallprobeGallery.register("picker", (signal) => {
       found[dim] = one.dims[dim][index % size];
       index = Math.floor(index / size);
     }
-    return found;
+    return Object.fromEntries(dims.map((dim) => [dim, found[dim]]));
   }
 
   // The value of `part` ("values", "low", "high") at coordinates, or null where the result has none there.

@@ -203,7 +203,8 @@
   function exports(section) {
     const box = section.querySelector(".exports");
     const figure = figures[Number(section.dataset.figure)];
-    if (!figure.frames.some((frame) => frame.panels.some((panel) => panel.element === "plotly"))) return;
+    const plotted = figure.frames.some((frame) => frame.panels.some((panel) => panel.element === "plotly"));
+    for (const button of box.querySelectorAll("[data-export]")) button.hidden = !plotted && button.dataset.export !== "json";
     box.hidden = false;
     const name = gallery.place.page().split("/").pop().replace(/\.html$/, "") + "-" + section.dataset.figure;
     for (const button of box.querySelectorAll("[data-export]")) {
@@ -211,7 +212,7 @@
         const wanted = button.dataset.export;
         const frame = figure.frames[drawn.get(section) ?? figure.first];
         const specs = frame.panels.filter((panel) => panel.element === "plotly").map((panel) => panel.spec);
-        if (wanted === "json") save(name + ".json", JSON.stringify({ alt: figure.alt, step: frame.label, panels: specs }, null, 1), "application/json");
+        if (wanted === "json") save(name + ".json", JSON.stringify({ alt: figure.alt, step: frame.label, panels: frame.panels }, null, 1), "application/json");
         else if (wanted === "csv") save(name + ".csv", csv(drawnValues(specs)), "text/csv");
         else image(section.querySelector(".chart.js-plotly-plot"), wanted, name);
       });
