@@ -1,10 +1,10 @@
 """`wallprobe gallery serve`: to this machine alone, nothing but the site's files, and pages that learn of new results."""
 
 import http.client
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -92,21 +92,18 @@ def test_a_taken_port_is_told_in_one_line(served: Gallery, tmp_path: Path) -> No
 
 
 @pytest.mark.browser
-def test_an_open_page_shows_a_result_as_it_arrives(served: Gallery, samples: ModuleType, tmp_path: Path) -> None:
-    api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright (pip install 'wallprobe[dev]')")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("the browser tests need Debian's chromium (apt-get install chromium)")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        with page.expect_response("**/live/answer.js*"):
-            page.goto(served.url)
-        assert page.locator(".card").count() == 1
-        samples.evaluation("p5").save(tmp_path / "results")
-        assert served.refresh()
-        page.locator(".card").nth(1).wait_for(timeout=15_000)
-        assert all(url.startswith(("http://127.0.0.1:", "data:")) for url in asked)
-        browser.close()
+def test_an_open_page_shows_a_result_as_it_arrives(served: Gallery, samples: ModuleType, tmp_path: Path, browser: Any) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    problems: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    with page.expect_response("**/live/answer.js*"):
+        page.goto(served.url)
+    assert page.locator(".card").count() == 1
+    samples.evaluation("p5").save(tmp_path / "results")
+    assert served.refresh()
+    page.locator(".card").nth(1).wait_for(timeout=15_000)
+    assert problems == []
+    assert all(url.startswith(("http://127.0.0.1:", "data:")) for url in asked)
+    page.close()

@@ -170,7 +170,7 @@ def test_run_page_shows_curve_evaluation_and_every_example(desk: Any, whole: Pat
     visit.close()
 
 
-AXE_PAGES = ["index.html", "COMPARE", "runs/c0@42.html", "interchange-p5", "eval-script", "attention-c0-noise", "gains-c0"]
+AXE_PAGES = ["index.html", "COMPARE", "runs/c0@42.html", "interchange-p5", "eval-script"]
 
 
 @pytest.mark.parametrize("name", AXE_PAGES)
