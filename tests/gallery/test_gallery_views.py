@@ -170,6 +170,23 @@ def test_run_page_shows_curve_evaluation_and_every_example(desk: Any, whole: Pat
     visit.close()
 
 
+def test_a_dark_page_prints_light_with_all_its_figures(desk: Any, whole: Path) -> None:
+    visit = Visit(desk, (whole / "results" / f"{stems(whole, 'eval-c0')[0]}.html").as_uri())
+    page, paper = visit.page, "getComputedStyle(document.body).backgroundColor"
+    page.emulate_media(color_scheme="dark")
+    page.locator(READY).first.wait_for()
+    dark = page.evaluate(paper)
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(paper) == "rgb(251, 250, 247)" != dark
+    assert page.locator("[data-figure][data-drawn='yes']").count() == page.locator("[data-figure]").count() >= 3
+    ink = "document.querySelector('.chart').layout.font.color"
+    assert page.evaluate(ink) == "#1c1e21"
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(paper) == dark
+    assert page.evaluate(ink) == "#e9e7e2"
+    visit.close()
+
+
 AXE_PAGES = ["index.html", "COMPARE", "runs/c0@42.html", "interchange-p5", "eval-script"]
 
 

@@ -150,7 +150,11 @@ def _line_panel(log: Sequence[Mapping[str, Any]], names: Sequence[str], labels: 
     traces = [_trace(log, name, label, *look) for name, label, look in zip(names, labels, looks, strict=False)]
     seen = [value for trace in traces for value in trace["y"] if value]
     scale = charts.scale(seen)
-    layout = {"xaxis": charts.axis("step", showgrid=False), "yaxis": charts.axis(axis, **scale), "showlegend": len(traces) > 1}
+    layout = {
+        "xaxis": charts.axis("step", showgrid=False),
+        "yaxis": charts.axis(axis, exponentformat="power", **scale),
+        "showlegend": len(traces) > 1,
+    }
     return Panel(PLOTLY, {"data": traces, "layout": layout}, heading)
 
 

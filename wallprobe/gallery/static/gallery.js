@@ -302,6 +302,24 @@
     }
   }
 
+  // Paper is white: a dark page prints in the light theme, its charts too.
+  function onPaper() {
+    let before = null;
+    window.addEventListener("beforeprint", () => {
+      if (!isDark()) return;
+      before = root.dataset.theme || "";
+      root.dataset.theme = "light";
+      recolor();
+    });
+    window.addEventListener("afterprint", () => {
+      if (before === null) return;
+      if (before) root.dataset.theme = before;
+      else delete root.dataset.theme;
+      before = null;
+      recolor();
+    });
+  }
+
   function themeButton() {
     const button = document.getElementById("theme");
     if (!button) return systemDark.addEventListener("change", recolor);
@@ -382,5 +400,6 @@
     onTheme: (follow) => followers.push(follow),
   });
   themeButton();
+  onPaper();
   if (alone) gallery.enter(new AbortController().signal);
 })();
