@@ -37,4 +37,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) gallery results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) gallery gallery.html gallery.zip results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

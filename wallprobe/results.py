@@ -79,6 +79,12 @@ class Result:
         """What `--json` prints: `kind`, `summary`, `values`, `manifest`."""
         return {"kind": self.kind, "summary": plain(self.summary), "values": self.values, "manifest": plain(self.manifest)}
 
+    def _repr_html_(self) -> str:
+        """Its exhibit, for a notebook: one frame that needs no network."""
+        from wallprobe.gallery.single import cell
+
+        return cell(self)
+
     @property
     def slug(self) -> str:
         """A readable, file-safe stem from the manifest's `subject`."""

@@ -11,6 +11,7 @@ import pytest
 
 from wallprobe.gallery import build_site
 from wallprobe.gallery.exhibits import attention, evaluation, gains, interchange
+from wallprobe.runs import find_run
 
 MAKERS = {"attention": attention.exhibit, "eval": evaluation.exhibit, "gains": gains.exhibit, "interchange": interchange.exhibit}
 ARGUMENTS = [
@@ -44,6 +45,20 @@ def site(samples: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gallery")
     store = samples.hostile_store(root / "results")
     return build_site(store, root / "site", exhibits=MAKERS).index.parent
+
+
+@pytest.fixture(scope="session")
+def whole(samples: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site with two bundled runs, Results of theirs, two Results to compare and a hostile one."""
+    root = tmp_path_factory.mktemp("whole")
+    store = root / "results"
+    for result in (samples.interchange(), samples.evaluation(), samples.attention(), samples.evaluation("p5"), samples.gains("c0")):
+        result.save(store)
+    samples.interchange("p1 to c0", lift=0.1).save(store)
+    samples.evaluation(samples.ATTACK).save(store)
+    samples.audited("SOUND").save(store)
+    samples.attention("c0 noise", run="c0").save(store)
+    return build_site(store, root / "site", runs=[find_run("c0"), find_run("p5")]).index.parent
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ HOSTILE = [
     "\u2028'\"`${window.pwned=4}",
 ]
 ATTACK = HOSTILE[1] + HOSTILE[3]
+LONG = "<b>" + "x" * 10_000
 CREATED = "2026-01-02T03:04:05+00:00"
 
 
@@ -45,13 +46,15 @@ def bounds(variables: dict[str, Any], names: list[str], half: float) -> None:
         variables[f"{name}_high"] = (dims, values + half, units, long_name)
 
 
-def interchange(subject: str = "p5 to c0", *, layers: int = 6, indices: tuple[int, ...] = (3, 4), finding: str | None = None) -> Result:
+def interchange(
+    subject: str = "p5 to c0", *, layers: int = 6, indices: tuple[int, ...] = (3, 4), finding: str | None = None, lift: float = 0.0
+) -> Result:
     """An interchange whose import rises with depth at the last index."""
     rng = np.random.default_rng(0)
     depth = np.linspace(0, 1, layers)[:, None]
     last = (np.array(indices) == max(indices))[None, :]
     variables: dict[str, Any] = {
-        "p_import": (("layer", "index"), 0.0588 + 0.33 * depth * last, "probability", "imported prediction"),
+        "p_import": (("layer", "index"), 0.0588 + (0.33 - lift) * depth * last, "probability", "imported prediction"),
         "p_rule": (("layer", "index"), np.full((layers, len(indices)), 0.0605), "probability", "donor's rule"),
         "p_own": (("layer", "index"), 0.5 - 0.4 * depth * last, "probability", "own answer"),
     }
@@ -136,7 +139,9 @@ def gains(model: str = "HuggingFaceTB/SmolLM2-135M", layers: int = 30) -> Result
     return Result("gains", data, ("layer",), summary, manifest(model))
 
 
-def attention(run: str = "c0", *, layers: int = 6, heads: int = 4, length: int = 16, tokens: list[str] | None = None) -> Result:
+def attention(
+    name: str = "c0", *, layers: int = 6, heads: int = 4, length: int = 16, tokens: list[str] | None = None, run: str | None = None
+) -> Result:
     """Causal patterns on one example; tokens may be text."""
     rng = np.random.default_rng(2)
     scores = np.where(np.tril(np.ones((length, length), dtype=bool)), rng.normal(0, 2, (layers, heads, length, length)), -np.inf)
@@ -151,8 +156,8 @@ def attention(run: str = "c0", *, layers: int = 6, heads: int = 4, length: int =
         "token_log_prob": (("query",), log_prob, "nats", "log-probability of the token"),
     }
     coords = {"layer": np.arange(layers), "head": np.arange(heads), "query": np.arange(length), "key": np.arange(length)}
-    data = dataset(coords, variables, run=run, horizon=5)
-    return Result("attention", data, ("layer", "head", "query", "key"), {"run": run}, manifest(f"{run} attention"))
+    data = dataset(coords, variables, run=run or name, horizon=5, example=name)
+    return Result("attention", data, ("layer", "head", "query", "key"), {"run": run or name}, manifest(f"{name} attention"))
 
 
 def probe(run: str = "c0", *, layers: int = 6, indices: int = 15) -> Result:
@@ -184,6 +189,13 @@ def probe(run: str = "c0", *, layers: int = 6, indices: int = 15) -> Result:
     return Result("probe", data, ("layer", "index", "target"), summary, manifest(run))
 
 
+def audited(verdict: str) -> Result:
+    """A kind with a verdict and a seed in its summary."""
+    data = dataset({"epoch": np.arange(3)}, {"cosine": (("epoch",), np.array([0.1, 0.2, 0.3]), "1", "cosine")})
+    summary = {"verdict": verdict, "seed": 7, "finding": f"Judged {verdict}."}
+    return Result("judged", data, ("epoch",), summary, manifest(f"net {verdict}"))
+
+
 def plugin(kind: str = "echo", text: str = ATTACK) -> Result:
     """A kind nobody made an exhibit for, hostile in every string."""
     variables: dict[str, Any] = {"word": (("row",), np.array(HOSTILE), "text", text), "size": (("row",), np.arange(8) / 3, "1", "size")}
@@ -193,7 +205,7 @@ def plugin(kind: str = "echo", text: str = ATTACK) -> Result:
 
 def hostile_store(root: Path) -> Path:
     """A store with every kind, hostile strings in each, and one damaged Result."""
-    tokens = [HOSTILE[place % len(HOSTILE)] for place in range(16)]
+    tokens = [HOSTILE[place % len(HOSTILE)] for place in range(15)] + [LONG]
     interchange().save(root)
     interchange(ATTACK, layers=1, finding=ATTACK).save(root)
     evaluation().save(root)

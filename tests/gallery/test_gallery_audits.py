@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wallprobe.gallery import build_site, pages
+from wallprobe.gallery import build_site, render
 from wallprobe.gallery.exhibits import calibration, geometry, temperature
 from wallprobe.results import Result, dataset
 
@@ -170,7 +170,7 @@ def test_specs_are_valid_plotly_and_pages_sealed(audits: Path) -> None:
             assert graph_objects.Figure(concrete(spec)).data
     for path in (audits / "results").glob("*.html"):
         assert "<img" not in path.read_text(encoding="utf-8")
-    assert pages.kind_title("calibration")[0] == "Calibration"
+    assert render.kind_title("calibration")[0] == "Calibration"
 
 
 @pytest.mark.browser

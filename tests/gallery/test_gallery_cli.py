@@ -11,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from wallprobe.cli import gallery
+from wallprobe.runs import list_runs
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_prints_the_path_and_how_many_pages(app: typer.Typer, samples: ModuleTyp
     samples.evaluation().save(tmp_path / "results")
     done = CliRunner().invoke(app, ["gallery", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "site")])
     assert done.exit_code == 0, done.output
-    assert done.stdout.replace("\n", "") == f"{tmp_path / 'site' / 'index.html'}: 1 result page"
+    assert done.stdout.replace("\n", "") == f"{tmp_path / 'site' / 'index.html'}: 1 result page, {len(list_runs(tmp_path))} run pages"
 
 
 def test_json_is_one_object(app: typer.Typer, samples: ModuleType, tmp_path: Path) -> None:
@@ -33,7 +34,9 @@ def test_json_is_one_object(app: typer.Typer, samples: ModuleType, tmp_path: Pat
     done = CliRunner().invoke(app, ["gallery", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "site"), "--json"])
     stated = json.loads(done.stdout)
     assert stated["kind"] == "gallery"
-    assert stated["summary"] == {"index": str(tmp_path / "site" / "index.html"), "pages": 1, "damaged": 0}
+    runs = len(list_runs(tmp_path))
+    index = str(tmp_path / "site" / "index.html")
+    assert stated["summary"] == {"index": index, "pages": 1, "damaged": 0, "runs": runs, "rendered": 1 + runs}
 
 
 def test_empty_store_names_the_command_that_fills_it(app: typer.Typer, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ COMMANDS = MappingProxyType(
     }
 )
 
-GROUPS = MappingProxyType({"audit": audit})  # commands of several commands
+GROUPS = MappingProxyType({"audit": audit, "gallery": gallery})  # commands of several commands
 
 INTERRUPTED = 130  # 128 + SIGINT
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from wallprobe.errors import WallprobeError
 
-OWN = ("gallery.css", "gallery.js", "theme.js")
+OWN = ("gallery.css", "gallery.js", "theme.js", "index.js", "compare.js", "single.js")
 PLOTLY_JS, CIRCUITSVIS_JS = "plotly.min.js", "circuitsvis.js"
+NAMES = (*OWN, PLOTLY_JS, CIRCUITSVIS_JS)
 
 
 def files() -> dict[str, bytes]:
@@ -24,11 +25,12 @@ def files() -> dict[str, bytes]:
 
 @functools.cache
 def _plotly() -> bytes:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise WallprobeError("the gallery needs plotly: pip install plotly") from error
-    return str(get_plotlyjs()).encode()
+    """Its browser bundle, found without importing the package: no page is drawn in Python."""
+    found = importlib.util.find_spec("plotly")
+    bundle = Path(found.origin).parent / "package_data" / PLOTLY_JS if found and found.origin else None
+    if bundle is None or not bundle.is_file():
+        raise WallprobeError("the gallery needs plotly: pip install plotly")
+    return bundle.read_bytes()
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from wallprobe.gallery.render import number as number
 from wallprobe.results import Result
 
 Spec = dict[str, Any]
@@ -20,18 +21,6 @@ DIMENSIONLESS = {"", "1", "none", "dimensionless"}
 def text(value: object) -> str:
     """Any text as plotly shows it literally: plotly reads a small HTML of its own."""
     return html.escape(str(value), quote=False)
-
-
-def number(value: object) -> str:
-    """A figure for people: four significant digits, no trailing noise; an en dash for what is not there."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (float, np.floating)):
-        size = abs(float(value))
-        return f"{value:.3e}" if size and (size < 1e-4 or size >= 1e6) else f"{value:.4g}"
-    return str(value)
 
 
 def chance(value: float | None) -> str:

@@ -4,7 +4,7 @@ from markupsafe import Markup
 
 from wallprobe.gallery.exhibit import Glance
 
-WIDTH, HEIGHT, PAD = 120.0, 44.0, 3.0
+WIDTH, HEIGHT, PAD, SHADES = 120.0, 44.0, 3.0, 16
 
 
 def svg(glance: Glance | None) -> Markup:
@@ -50,12 +50,13 @@ def _cells(glance: Glance, seen: list[float]) -> str:
     rows, floor = glance.values, glance.mark or 0.0
     top = max(max(seen), floor + 1e-12)
     wide, tall = WIDTH / max(len(row) for row in rows), HEIGHT / len(rows)
-    cells = []
+    wide_cell, tall_cell = max(wide - 1, 0.5), max(tall - 1, 0.5)
+    # One path a shade: an attention map has 256 cells, and an index a thousand maps.
+    shades: dict[int, list[str]] = {}
     for place, row in enumerate(reversed(rows) if glance.mark is not None else rows):
         for column, value in enumerate(row):
             share = 0.0 if value is None else min(max((value - floor) / (top - floor), 0.0), 1.0)
-            size = f'width="{max(wide - 1, 0.5):.2f}" height="{max(tall - 1, 0.5):.2f}"'
-            cells.append(
-                f'<rect class="g-cell" x="{column * wide:.2f}" y="{place * tall:.2f}" {size} fill-opacity="{0.08 + 0.92 * share:.2f}"/>'
-            )
-    return "".join(cells)
+            cell = f"M{column * wide:.1f} {place * tall:.1f}h{wide_cell:.1f}v{tall_cell:.1f}h-{wide_cell:.1f}z"
+            shades.setdefault(round(share * SHADES), []).append(cell)
+    inks = {shade: 0.08 + 0.92 * shade / SHADES for shade in shades}
+    return "".join(f'<path class="g-cell" fill-opacity="{inks[shade]:.2f}" d="{"".join(shades[shade])}"/>' for shade in sorted(shades))

@@ -1,35 +1,16 @@
 """Result and Exhibit -> HTML and data files, as text. Every string from a Result is hostile here: jinja escapes, JSON is sealed."""
 
-import functools
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from wallprobe.gallery import charts, glance, glossary
+from wallprobe.gallery import charts
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Panel, Table
+from wallprobe.gallery.render import environment, kind_title, sealed
 from wallprobe.results import Result, plain
 
-KINDS = {
-    "claims": ("Ledger", "Which of the published claims hold here, and which do not?"),
-    "interchange": ("Interchange", "Does the receiving model carry the donor's rule, or only its answer?"),
-    "eval": ("Evaluation", "Where does the wall stand, and is the mass on the right token?"),
-    "calibration": ("Calibration", "As sure as it should be, and sure of the right token?"),
-    "temperature": ("Temperature", "Can any temperature recover the exact answer?"),
-    "geometry": ("Geometry", "Where do the states behind the wall lie?"),
-    "gains": ("Gains", "How loud is each layer?"),
-    "gains_models": ("Gains over models", "Where in the depth is each model loud?"),
-    "gains_training": ("Gains over training", "When did the loud layer become loud?"),
-    "scaling": ("Scaling law", "Does the last MLP grow louder with size, and how sure is that?"),
-    "flow": ("Flow", "What would the model say after each layer?"),
-    "maps": ("Restriction maps", "Does attention shrink what it carries?"),
-    "rescale": ("Scaled sub-layers", "Does the loud layer matter?"),
-    "audit": ("Audit", "Is that alignment figure a measurement at all?"),
-    "attention": ("Attention", "Where does each head look?"),
-}
 # circuitsvis writes these props with innerHTML; the attention heatmaps draw theirs on a canvas, where an escape would show.
 HTML_SINKS = {
     "ColoredTokens": ("tokens",),
@@ -37,29 +18,25 @@ HTML_SINKS = {
     "TokenLogProbs": ("prompt", "topKTokens"),
     "TopkTokens": ("tokens",),
 }
-EMPTY_HINT = "Make a result first, for instance: wallprobe interchange --src p5 --dst c0 --layer 3"
 
 
-@functools.cache
-def environment() -> jinja2.Environment:
-    """The templates, with autoescape always on."""
-    loader = jinja2.PackageLoader("wallprobe.gallery", "templates")
-    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"number": charts.number, "terms": glossary.linked, "key_terms": glossary.linked_key}
-    return made
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a page: what one Result shows there.
 
+    Attributes:
+        sections: figures and tables.
+        heading: above them; empty for none.
+        told: a sentence under the heading.
+        command: what made them, when the page does not say it.
+        href: where the whole Result is.
+    """
 
-def kind_title(kind: str) -> tuple[str, str]:
-    """Heading and question of a kind; a plugin's kind is its own heading."""
-    return KINDS.get(kind, (kind[:1].upper() + kind[1:], ""))
-
-
-def sealed(value: Any) -> Markup:
-    """JSON that cannot leave the `<script type="application/json">` it stands in."""
-    dumped = json.dumps(plain(value), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    for sign, escape in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
-        dumped = dumped.replace(sign, escape)
-    return Markup(dumped)
+    sections: Sequence[Figure | Table]
+    heading: str = ""
+    told: str = ""
+    command: str = ""
+    href: str = ""
 
 
 def _escaped(value: Any) -> Any:
@@ -101,33 +78,49 @@ def table_view(table: Table) -> dict[str, Any]:
     return {"title": table.title, "caption": table.caption, "head": list(zip(table.columns, numeric, strict=True)), "rows": cells}
 
 
-def _sections(exhibit: Exhibit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _views(parts: Iterable[Part]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The parts for the template, their figures numbered through the page, and the figures for the script."""
     views: list[dict[str, Any]] = []
     figures: list[dict[str, Any]] = []
-    for section in exhibit.sections:
-        if isinstance(section, Table):
-            views.append({"type": "table"} | table_view(section))
-        else:
-            views.append({"type": "figure", "id": len(figures), "figure": section})
-            figures.append(figure_json(section))
+    for part in parts:
+        sections: list[dict[str, Any]] = []
+        for section in part.sections:
+            if isinstance(section, Table):
+                sections.append({"type": "table"} | table_view(section))
+            else:
+                sections.append({"type": "figure", "id": len(figures), "figure": section})
+                figures.append(figure_json(section))
+        views.append({"part": part, "sections": sections})
     return views, figures
 
 
-def summary_rows(result: Result) -> list[tuple[str, str]]:
+def summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The summary, the finding left out: it is the page's heading."""
-    return [(key, charts.number(plain(value))) for key, value in result.summary.items() if key != "finding"]
+    return [(key, charts.number(plain(value))) for key, value in summary.items() if key != "finding"]
 
 
-def _scripts(exhibit: Exhibit) -> set[str]:
-    shown = {
-        panel.element for figure in exhibit.sections if isinstance(figure, Figure) for frame in figure.frames for panel in frame.panels
-    }
+def scripts(figures: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The bundles that draw these figures."""
+    shown = {panel["element"] for figure in figures for frame in figure["frames"] for panel in frame["panels"]}
     return {"plotly" if element == PLOTLY else "circuitsvis" for element in shown}
 
 
-def result_page(result: Result, exhibit: Exhibit, stem: str) -> str:
-    """The page of one Result; its data files stand beside it under the same stem."""
-    sections, figures = _sections(exhibit)
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """A manifest for reading."""
+    return json.dumps(plain(manifest), indent=2, ensure_ascii=False, sort_keys=True)
+
+
+def result_page(result: Result, exhibit: Exhibit, stem: str, *, runs: Sequence[tuple[str, str]] = (), comparable: bool = False) -> str:
+    """The page of one Result; its data files stand beside it under the same stem.
+
+    Args:
+        result: the Result.
+        exhibit: what is made of it.
+        stem: name of its files.
+        runs: name and address of the pages of the runs it is about.
+        comparable: whether the compare page knows its figures.
+    """
+    views, figures = _views([Part(exhibit.sections)])
     heading, question = kind_title(result.kind)
     return (
         environment()
@@ -136,50 +129,51 @@ def result_page(result: Result, exhibit: Exhibit, stem: str) -> str:
             root="../",
             kind=heading,
             question=question,
-            exhibit=exhibit,
-            sections=sections,
-            figures=sealed(figures),
-            scripts=_scripts(exhibit),
+            title=exhibit.title,
+            note=exhibit.note,
+            views=views,
+            figures=sealed(plain(figures)),
+            scripts=scripts(figures),
             subject=str(result.manifest.get("subject", "")),
             created=str(result.manifest.get("created", "")),
             command=str(result.manifest.get("command", "")),
-            summary=summary_rows(result),
-            manifest=json.dumps(plain(result.manifest), indent=2, ensure_ascii=False, sort_keys=True),
+            summary=summary_rows(result.summary),
+            manifest=manifest_text(result.manifest),
             stem=stem,
+            runs=runs,
+            comparable=comparable,
         )
     )
 
 
-def card(result: Result, exhibit: Exhibit, stem: str) -> dict[str, Any]:
-    """What the index says of one Result."""
-    return {
-        "kind": result.kind,
-        "title": exhibit.title,
-        "subject": str(result.manifest.get("subject", "")),
-        "created": str(result.manifest.get("created", "")),
-        "stem": stem,
-        "glance": glance.svg(exhibit.glance),
-    }
+def run_page(
+    *, title: str, name: str, told: str, parts: Sequence[Part], links: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
+) -> str:
+    """The page of one run: parts in reading order, then everything that was measured of it.
 
-
-def index_page(cards: Sequence[Mapping[str, Any]], damaged: Sequence[tuple[str, str]]) -> str:
-    """The first page: cards by kind, newest first, then what is damaged and why."""
-    known = list(KINDS)
-    kinds = sorted({str(item["kind"]) for item in cards}, key=lambda kind: (known.index(kind) if kind in known else len(known), kind))
-    groups: list[dict[str, Any]] = []
-    for kind in kinds:
-        heading, question = kind_title(kind)
-        # Two stable sorts: newest first, and names decide between results of the same second.
-        chosen = sorted((item for item in cards if item["kind"] == kind), key=lambda item: str(item["stem"]))
-        chosen.sort(key=lambda item: str(item["created"]), reverse=True)
-        groups.append({"anchor": f"kind-{len(groups)}", "heading": heading, "question": question, "cards": chosen})
+    Args:
+        title: the finding.
+        name: of the run.
+        told: what was trained, in a sentence.
+        parts: curve, evaluation, tokens.
+        links: groups of `heading`, `question` and `cards` (`title`, `href`, `created`).
+        manifest: the run's, its log left out.
+    """
+    views, figures = _views(parts)
     return (
         environment()
-        .get_template("index.html")
-        .render(root="", groups=groups, damaged=damaged, count=len(cards), hint=EMPTY_HINT, scripts=set(), figures=None)
+        .get_template("run.html")
+        .render(
+            root="../",
+            title=title,
+            name=name,
+            told=told,
+            views=views,
+            links=links,
+            figures=sealed(plain(figures)),
+            scripts=scripts(figures),
+            created=str(manifest.get("created", "")),
+            command=str(manifest.get("command", "")),
+            manifest=manifest_text(manifest),
+        )
     )
-
-
-def glossary_page() -> str:
-    """Every term that a page may use, explained."""
-    return environment().get_template("glossary.html").render(root="", entries=glossary.entries(), scripts=set(), figures=None)

@@ -1,10 +1,11 @@
 // Draws the figures of one page from the JSON in it; asks the network for nothing.
+// A single file holds many pages: what a page sets up ends with the signal it was entered with (see single.js).
 (function () {
   "use strict";
 
   const root = document.documentElement;
-  const source = document.getElementById("figures");
-  const figures = source ? JSON.parse(source.textContent) : [];
+  const alone = !document.getElementById("site"); // false in a single file
+  let figures = [];
   const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
   const printing = window.matchMedia("print");
   const drawn = new Map(); // section element -> place of the frame shown
@@ -16,6 +17,7 @@
 
   // "@ramp" runs from 0; "@anchored:f" is flat and neutral up to the noise floor, a share f of the range, and climbs from there.
   function colorscale(name) {
+    if (name === "@diverging") return [[0, themed("series-2")], [0.5, themed("ramp-floor")], [1, themed("series-1")]];
     const floor = name.startsWith("@anchored:") ? Math.min(Math.max(parseFloat(name.slice(10)) || 0, 0), 0.98) : 0;
     const colors = floor ? [themed("ramp-floor"), ...ramp()] : ramp();
     const last = colors.length - 1; // plotly drops a scale whose end is not exactly 1
@@ -98,33 +100,46 @@
       : { ...quiet, title: { ...title, side: "right" } };
   }
 
-  function visual(box, element, spec) {
+  function visual(box, element, spec, label) {
     if (!window.CircuitsVis || !window.CircuitsVis[element]) throw new Error("assets/circuitsvis.js did not load");
     const card = document.createElement("div");
     card.id = "cv-" + ++serial; // its render() finds the box by id
     box.replaceChildren(card);
     window.CircuitsVis.render(card.id, window.CircuitsVis[element], spec);
-    if (element === "AttentionHeads") operable(card);
+    accessible(card, label);
   }
 
-  // circuitsvis's head selector answers to the mouse alone; this lets the keyboard and a screen reader choose a head too.
-  function operable(card) {
-    const watcher = new MutationObserver(() => {
-      const tiles = card.querySelectorAll(":scope > div > h3 + div > div > div");
-      if (!tiles.length) return;
-      watcher.disconnect();
-      for (const tile of tiles) {
+  // What circuitsvis leaves out: heads that the keyboard can choose, names for its canvases, and token text that stands out from any fill.
+  function accessible(card, label) {
+    const tidy = () => {
+      for (const canvas of card.querySelectorAll("canvas:not([aria-label])")) canvas.setAttribute("aria-label", label);
+      for (const token of card.querySelectorAll(".colored-tokens > span > span:not([data-read])")) {
+        token.dataset.read = "yes";
+        token.style.setProperty("color", readable(getComputedStyle(token).backgroundColor), "important");
+      }
+      for (const tile of card.querySelectorAll(":scope > div > h3 + div > div > div:not([role])")) {
+        const name = tile.querySelector("h4");
+        if (!name) continue;
         tile.tabIndex = 0;
         tile.setAttribute("role", "button");
-        tile.setAttribute("aria-label", "Show head " + tile.querySelector("h4").textContent);
+        tile.setAttribute("aria-label", "Show head " + name.textContent);
         tile.addEventListener("keydown", (event) => {
           if (event.key !== "Enter" && event.key !== " ") return;
           event.preventDefault();
           tile.click();
         });
       }
-    });
-    watcher.observe(card, { childList: true, subtree: true });
+    };
+    new MutationObserver(tidy).observe(card, { childList: true, subtree: true });
+    tidy();
+  }
+
+  // Black or white, whichever has more contrast with the fill; one of them always has 4.5.
+  function readable(fill) {
+    const parts = (fill.match(/[\d.]+/g) || []).map(Number);
+    if (parts.length < 3 || parts[3] === 0) return "#000";
+    const [r, g, b] = parts.map((value) => (value / 255 <= 0.03928 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
   }
 
   function draw(section, place) {
@@ -153,7 +168,7 @@
       }
       try {
         if (isChart) chart(holder.lastChild, panel.spec, figure.height);
-        else visual(holder.lastChild, panel.element, panel.spec);
+        else visual(holder.lastChild, panel.element, panel.spec, [section.querySelector("h2").textContent, frame.label, panel.label].filter(Boolean).join(", "));
       } catch (error) {
         holder.lastChild.textContent = "This figure could not be drawn: " + error.message;
         console.error(error);
@@ -189,24 +204,65 @@
   function exports(section) {
     const box = section.querySelector(".exports");
     const figure = figures[Number(section.dataset.figure)];
-    if (!figure.frames.some((frame) => frame.panels.some((panel) => panel.element === "plotly"))) return;
+    const plotted = figure.frames.some((frame) => frame.panels.some((panel) => panel.element === "plotly"));
+    for (const button of box.querySelectorAll("[data-export]")) button.hidden = !plotted && button.dataset.export !== "json";
     box.hidden = false;
+    const name = gallery.place.page().split("/").pop().replace(/\.html$/, "") + "-" + section.dataset.figure;
     for (const button of box.querySelectorAll("[data-export]")) {
       button.addEventListener("click", () => {
-        const chosen = section.querySelector(".chart.js-plotly-plot");
-        if (!chosen) return;
-        const size = { width: chosen.clientWidth, height: chosen.clientHeight, scale: button.dataset.export === "png" ? 2 : 1 };
-        const name = location.pathname.split("/").pop().replace(/\.html$/, "") + "-" + section.dataset.figure;
-        window.Plotly.downloadImage(chosen, { format: button.dataset.export, filename: name, ...size });
+        const wanted = button.dataset.export;
+        const frame = figure.frames[drawn.get(section) ?? figure.first];
+        const specs = frame.panels.filter((panel) => panel.element === "plotly").map((panel) => panel.spec);
+        if (wanted === "json") save(name + ".json", JSON.stringify({ alt: figure.alt, step: frame.label, panels: frame.panels }, null, 1), "application/json");
+        else if (wanted === "csv") save(name + ".csv", csv(drawnValues(specs)), "text/csv");
+        else image(section.querySelector(".chart.js-plotly-plot"), wanted, name);
       });
     }
+  }
+
+  function image(chosen, format, filename) {
+    if (!chosen) return;
+    const size = { width: chosen.clientWidth, height: chosen.clientHeight, scale: format === "png" ? 2 : 1 };
+    window.Plotly.downloadImage(chosen, { format, filename, ...size });
+  }
+
+  function save(name, text, type) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
+  // A cell that a spreadsheet would run as a formula gets an apostrophe, numbers aside.
+  function csv(rows) {
+    const cell = (value) => {
+      if (value === null || value === undefined) return "";
+      const text = String(value);
+      const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) && !Number.isFinite(Number(text)) ? "'" + text : text;
+      return /[",\n\r]/.test(safe) ? '"' + safe.replace(/"/g, '""') + '"' : safe;
+    };
+    return rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";
+  }
+
+  // What a figure's charts show, a row a mark.
+  function drawnValues(specs) {
+    const rows = [["panel", "series", "x", "y", "value"]];
+    specs.forEach((spec, panel) => {
+      for (const trace of spec.data || []) {
+        const series = trace.name || "";
+        if (trace.z) trace.z.forEach((row, place) => row.forEach((value, column) => rows.push([panel, series, (trace.x || [])[column] ?? column, (trace.y || [])[place] ?? place, value])));
+        else if (trace.hoverinfo !== "skip") (trace.y || []).forEach((value, place) => rows.push([panel, series, (trace.x || [])[place] ?? place, value, value]));
+      }
+    });
+    return rows;
   }
 
   const first = (section) => {
     if (!drawn.has(section)) draw(section, figures[Number(section.dataset.figure)].first);
   };
 
-  function start() {
+  function start(signal) {
     const sections = [...document.querySelectorAll("[data-figure]")];
     for (const section of sections) {
       // Room kept for what is not drawn yet, so that nothing jumps while reading.
@@ -228,12 +284,16 @@
       { rootMargin: "200px 0px" },
     );
     for (const section of sections) watcher.observe(section);
-    window.addEventListener("beforeprint", () => sections.forEach(first));
+    signal.addEventListener("abort", () => watcher.disconnect());
+    window.addEventListener("beforeprint", () => sections.forEach(first), { signal });
     if (printing.matches) sections.forEach(first);
   }
 
+  const followers = []; // scripts of other pages that draw charts of their own
+
   // Charts take their colours when drawn, so a change of theme draws them again; circuitsvis follows by CSS alone.
   function recolor() {
+    for (const follow of followers) follow();
     for (const [section, place] of drawn) {
       const panels = figures[Number(section.dataset.figure)].frames[place].panels;
       const stage = section.querySelector(".stage");
@@ -243,8 +303,27 @@
     }
   }
 
+  // Paper is white: a dark page prints in the light theme, its charts too.
+  function onPaper() {
+    let before = null;
+    window.addEventListener("beforeprint", () => {
+      if (!isDark()) return;
+      before = root.dataset.theme || "";
+      root.dataset.theme = "light";
+      recolor();
+    });
+    window.addEventListener("afterprint", () => {
+      if (before === null) return;
+      if (before) root.dataset.theme = before;
+      else delete root.dataset.theme;
+      before = null;
+      recolor();
+    });
+  }
+
   function themeButton() {
     const button = document.getElementById("theme");
+    if (!button) return systemDark.addEventListener("change", recolor);
     const label = () => {
       button.textContent = isDark() ? "Light" : "Dark";
       button.setAttribute("aria-label", "Switch to the " + (isDark() ? "light" : "dark") + " theme");
@@ -291,7 +370,37 @@
     }
   }
 
+  const inits = []; // [id of an element, what to do on a page that has it]
+  const gallery = (window.wallprobeGallery = {
+    draw: chart,
+    image,
+    save,
+    csv,
+    data: (id) => JSON.parse(document.getElementById(id)?.textContent || "null"),
+    // Where in a page the reader is: what stands behind "#".
+    place: {
+      page: () => location.pathname,
+      get: () => location.hash.slice(1),
+      set: (told) => (location.hash = told),
+      replace: (told) => history.replaceState(null, "", location.pathname + location.search + (told ? "#" + told : "")),
+      listen: (heard, signal) => window.addEventListener("hashchange", heard, { signal }),
+    },
+    // Scripts of single pages add what they do there; pages that are entered later do it then.
+    register: (id, init) => {
+      inits.push([id, init]);
+      if (alone && document.getElementById(id)) init(new AbortController().signal);
+    },
+    enter: (signal) => {
+      drawn.clear();
+      followers.length = 0;
+      figures = gallery.data("figures") || [];
+      copyButtons();
+      start(signal);
+      for (const [id, init] of inits) if (document.getElementById(id)) init(signal);
+    },
+    onTheme: (follow) => followers.push(follow),
+  });
   themeButton();
-  copyButtons();
-  start();
+  onPaper();
+  if (alone) gallery.enter(new AbortController().signal);
 })();
