@@ -67,7 +67,7 @@ def test_what_comes_back_is_a_few_numbers_a_token(folder: Path, monkeypatch: pyt
     plain = models.load_plain(str(folder))
     remote_gains(plain, texts(plain, folder), Settings.make("sublayer", "ratio_of_means", "all"))
     assert len(sizes) == 2  # two lengths
-    assert all(numbers == 21 * places for numbers, places in sizes)
+    assert all(numbers == 13 * places for numbers, places in sizes)
 
 
 def test_a_block_that_reads_something_else_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
