@@ -12,6 +12,7 @@ from wallprobe.cli import (
     audit,
     calibration,
     claims,
+    equilibrium,
     evaluate,
     flow,
     gains,
@@ -51,13 +52,14 @@ COMMANDS = MappingProxyType(
         "calibration": calibration,
         "probe": probe,
         "audit": audit,
+        "equilibrium": equilibrium,
         "claims": claims,
         "reproduce": reproduce,
         "gallery": gallery,
     }
 )
 
-GROUPS = MappingProxyType({"audit": audit})  # commands of several commands
+GROUPS = MappingProxyType({"audit": audit, "equilibrium": equilibrium})  # commands of several commands
 
 INTERRUPTED = 130  # 128 + SIGINT
 
