@@ -9,7 +9,7 @@ import torch
 from wallprobe import models, runs
 from wallprobe.errors import CheckpointError, ConfigError, UnknownNameError
 from wallprobe.training.equilibrium import experiments
-from wallprobe.training.equilibrium.control import Watch, classify, servo
+from wallprobe.training.equilibrium.control import Watch, classify, penalty, servo
 from wallprobe.training.equilibrium.job import Control, EqJob, from_config, preset
 from wallprobe.training.equilibrium.loop import STATE, finished, train
 from wallprobe.training.loop import CHECKPOINT
@@ -56,7 +56,8 @@ def test_a_run_loads_by_name_as_what_it_is(tmp_path):
     snapshot = models.load("fixed-s6", root=tmp_path)
     assert snapshot.run.manifest["steps"] == 6
     assert (snapshot.run.path / STATE).is_file()
-    assert runs.list_runs(tmp_path)[0].kind == "equilibrium"
+    kinds = {str(run.name): run.kind for run in runs.list_runs(tmp_path)}
+    assert (kinds["fixed"], kinds["plain"], kinds["c0"]) == ("equilibrium", "run", "run")
 
 
 def test_validation_is_the_model_s_own_mean_cross_entropy(tmp_path):
@@ -96,10 +97,17 @@ def test_a_warm_start_takes_moments_average_and_lambda(tmp_path):
 def test_prewarm_contracts_and_does_not_learn(tmp_path):
     model = dataclasses.replace(TINY.model, emb_std=0.02, resinit=0.3)
     recipe = dataclasses.replace(TINY, model=model, steps=1, prewarm=8, warmup=0, snapshots=(0,))
-    cold = train(EqJob("cold", dataclasses.replace(recipe, prewarm=0)), tmp_path)
-    warmed = train(EqJob("warmed", recipe), tmp_path)
-    assert warmed.manifest["log"][0]["res"] < cold.manifest["log"][0]["res"] / 2
-    start, end = (dict(models.load(f"{name}-s0", root=tmp_path).model.named_parameters()) for name in ("cold", "warmed"))
+    train(EqJob("cold", dataclasses.replace(recipe, prewarm=0)), tmp_path)
+    train(EqJob("warmed", recipe), tmp_path)
+    both = [models.load(f"{name}-s0", root=tmp_path).model for name in ("cold", "warmed")]
+    x = torch.randint(37, (4, 8), generator=torch.Generator().manual_seed(0))
+    sizes = []
+    for model in both:
+        z, draws = model.relax(model.embedded(x)).z, torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            sizes.append(float(torch.stack([penalty(model, z, draws) for _ in range(50)]).mean()))
+    assert sizes[1] < 0.8 * sizes[0]
+    start, end = (dict(model.named_parameters()) for model in both)
     assert torch.equal(start["unembed.W_U"], end["unembed.W_U"])  # no task gradient reached it
     assert not torch.equal(start["blocks.0.mlp.W_out"], end["blocks.0.mlp.W_out"])
 
