@@ -28,6 +28,7 @@ from wallprobe.cli import (
     scaling,
     temperature,
     train,
+    triangulate,
 )
 from wallprobe.errors import WallprobeError
 
@@ -51,6 +52,7 @@ COMMANDS = MappingProxyType(
         "calibration": calibration,
         "probe": probe,
         "audit": audit,
+        "triangulate": triangulate,
         "claims": claims,
         "reproduce": reproduce,
         "gallery": gallery,
