@@ -66,3 +66,17 @@ def each(
 def figure(value: float | None, form: str = "+.3f") -> str:
     """A figure, "n/a" for what is not there."""
     return "n/a" if value is None or value != value else format(value, form)
+
+
+def numbers(text: str, name: str) -> list[float]:
+    """Figures with commas between.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    from wallprobe.errors import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ConfigError(f"--{name} {text} is no list of numbers; give for instance 1e-3,1e-2") from error

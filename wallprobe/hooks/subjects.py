@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wallprobe.errors import ConfigError, UnknownNameError
@@ -186,7 +186,7 @@ def windows(ids: Tensor, length: int, size: int, chunks: int, wanted: Wanted) ->
         )
     order = torch.randperm(there, generator=generator(wanted.seed, "windows"))[: size * chunks] * length
     rows = torch.stack([ids[start : start + length + 1] for start in order.tolist()])
-    return [Batch(part[:, :-1], part[:, 1:]) for part in rows.split(size)]
+    return [Batch(part[:, :-1], part[:, 1:]) for part in torch.split(rows, size)]
 
 
 def read_text(source: str) -> str:
@@ -222,4 +222,12 @@ def evaluation_losses(found: Subject, batch: Batch) -> Float[Tensor, "batch posi
         logits = loaded.model.original_model(batch.x).logits
     else:
         logits = loaded.model(batch.x, return_type="logits")
-    return -logits.double().log_softmax(-1).gather(-1, batch.y[..., None])[..., 0].cpu()
+    losses: Tensor = -logits.double().log_softmax(-1).gather(-1, batch.y[..., None])[..., 0].cpu()
+    return losses
+
+
+def real(found: Subject, batch: Batch) -> Bool[Tensor, "batch position"]:
+    """Which inputs are tokens and not padding: of a run all are, its mask says which positions cross-entropy trained."""
+    if found.loaded.run is not None or batch.mask is None:
+        return torch.ones_like(batch.y, dtype=torch.bool)
+    return batch.mask

@@ -102,9 +102,19 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
+FAMILIES = {"bp64": "bp", "eqprop": "ep"}  # what columns call them
+
+
+def label(spec: str) -> str:
+    """What tables call a spec: its name and its options' values (`bptt:steps=150` -> `bptt150`)."""
+    name, *options = spec.split(":")
+    return name + "-".join(option.partition("=")[2] for option in options)
+
+
 def family(spec: str) -> str:
-    """What a spec's column is called: the name without figures and options (`bptt150` -> `bptt`)."""
-    return re.sub(r"\d+$", "", spec.partition(":")[0]) or spec
+    """What a spec's column is called: the name without options."""
+    name = spec.partition(":")[0]
+    return FAMILIES.get(name, name)
 
 
 @dataclass

@@ -79,12 +79,19 @@ def in_block(lens_name: str) -> bool:
     return lens_name.startswith("blocks.")
 
 
-def token_losses(model: Any, batch: Batch) -> Float[Tensor, "batch *position"]:
-    """Cross-entropy of every label in nats, whatever its mask says; of a network of the audit, one a sample."""
+def token_losses(model: Any, batch: Batch, dtype: torch.dtype | None = None) -> Float[Tensor, "batch *position"]:
+    """Cross-entropy of every label in nats, whatever its mask says; of a network of the audit, one a sample.
+
+    Args:
+        model: gives logits.
+        batch: inputs and labels.
+        dtype: that the logits' softmax is computed in; the model's own by default.
+    """
     if isinstance(model, Net):
         losses: Tensor = model.losses(model(batch.x), batch.y)
         return losses
     logits: Tensor = model(batch.x)
+    logits = logits if dtype is None else logits.to(dtype)
     return F.cross_entropy(logits.flatten(0, -2), batch.y.flatten(), reduction="none").view(batch.y.shape)
 
 
