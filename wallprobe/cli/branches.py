@@ -64,10 +64,8 @@ def branches(
 
 def _table(result: "Result") -> Any:
     """A row a checkpoint and layer; the output logits' spread stands with the last layer."""
-    from rich.table import Table
-
-    table = Table(title="Branches, means over tokens", title_justify="left")
-    table.add_column("ckpt")
+    table = diagnosing.narrow("Branches, means over tokens")
+    table.add_column("ckpt", overflow="ellipsis", max_width=14)
     for head in ("layer", *(head for head, _ in COLUMNS.values()), "logit σ"):
         table.add_column(head, justify="right")
     for ckpt in result.data["ckpt"].values.tolist():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -80,3 +80,18 @@ def numbers(text: str, name: str) -> list[float]:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise ConfigError(f"--{name} {text} is no list of numbers; give for instance 1e-3,1e-2") from error
+
+
+def narrow(title: str) -> Any:
+    """A table without frame and padding, for many columns."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+
+
+def short(names: Sequence[str], most: int = 10) -> dict[str, str]:
+    """Names for columns: themselves where they are short, else letters."""
+    if max(map(len, names)) <= most or len(names) > 26:
+        return {name: name for name in names}
+    return {name: chr(ord("A") + place) for place, name in enumerate(names)}

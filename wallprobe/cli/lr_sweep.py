@@ -62,14 +62,12 @@ def lr_sweep(
 
 def _table(result: "Result") -> Any:
     """A row a learning rate, a column a gradient; then the footer."""
-    from rich.table import Table
-
     from wallprobe.hooks.triangulate import label
 
     data, summary = result.data, result.summary
     what = "the same batch" if data.attrs["evaluate"] == "same" else "held-out sequences"
     title = f"{summary['ckpt']}: change of the loss on {what} by one step, nats (it was {summary['before']:.4f}); negative is better"
-    table = Table(title=title, title_justify="left", show_footer=False)
+    table = diagnosing.narrow(title)
     table.add_column("lr")
     names = data["gradient"].values.tolist()
     for name in names:

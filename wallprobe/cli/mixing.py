@@ -1,5 +1,6 @@
 """`wallprobe mixing`: how far influence reaches, and the loss by position."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,7 +50,9 @@ def mixing(
     if json:
         common.print_json(result.to_json() | ({"summary": summaries} if len(measured) > 1 else {}))
         return
-    out = common.out()
+    out, letters = common.out(), diagnosing.short([summary["ckpt"] for summary in summaries])
+    if any(name != letter for name, letter in letters.items()):
+        out.print("; ".join(f"{letter} is {name}" for name, letter in letters.items()), soft_wrap=True, markup=False)
     for table in (_influence(result), _losses(result)):
         out.print(table)
     for cell in result.values:
@@ -62,13 +65,11 @@ def mixing(
 
 def _influence(result: "Result") -> Any:
     """A row a distance; for each checkpoint I, I over that at 1, and rel."""
-    from rich.table import Table
-
-    table = Table(title="Influence on the query of a nudge d positions before", title_justify="left")
+    table = diagnosing.narrow("Influence on the query of a nudge d positions before")
     table.add_column("d", justify="right")
     names = result.data["ckpt"].values.tolist()
     for what in ("{}", "{} ÷d1", "{} rel"):
-        for name in names:
+        for name in diagnosing.short(names).values():
             table.add_column(what.format(name), justify="right")
     for d in result.data["distance"].values.tolist():
         cells = [
@@ -82,24 +83,20 @@ def _influence(result: "Result") -> Any:
 
 def _losses(result: "Result") -> Any:
     """Cross-entropy by bins of positions; with two checkpoints, the difference too."""
-    from rich.table import Table
-
     data, names = result.data, result.data["ckpt"].values.tolist()
-    table = Table(title="Cross-entropy by position, nats", title_justify="left")
+    table = diagnosing.narrow("Cross-entropy by position, nats")
     table.add_column("position", justify="right")
-    for name in [*names, *(["difference"] if len(names) == 2 else [])]:
+    for name in [*diagnosing.short(names).values(), *(["difference"] if len(names) == 2 else [])]:
         table.add_column(name, justify="right")
     last = int(data["position"].values[-1])
-    for low, high in zip(EDGES[:-1], EDGES[1:], strict=True):
+    for low, high in pairwise(EDGES):
         if low >= last:
             break
         at = data.sel(position=slice(low + 1, high))
         means = [_mean(at["ce"].sel(ckpt=name).values, at["labels"].sel(ckpt=name).values) for name in names]
         shown = [*means, *([means[0] - means[1]] if len(names) == 2 else [])]
-        table.add_row(
-            f"{low + 1}-{min(high, last)}" if min(high, last) > low + 1 else str(low + 1),
-            *(diagnosing.figure(cell, ".3f") for cell in shown),
-        )
+        end = min(high, last)
+        table.add_row(f"{low + 1}-{end}" if end > low + 1 else str(end), *(diagnosing.figure(cell, ".3f") for cell in shown))
     return table
 
 

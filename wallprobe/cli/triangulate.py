@@ -69,12 +69,10 @@ def triangulate(
 
 def _rows(result: "Result", summaries: list[dict[str, Any]]) -> Any:
     """The seed's columns, a row a checkpoint."""
-    from rich.table import Table
-
     from wallprobe.hooks.triangulate import family
 
     tested, reference, ceiling = (result.data.attrs[role] for role in ("tested", "reference", "ceiling"))
-    table = Table(title=f"Gradients over {result.data.attrs['scope']} parameters, medians over batches", title_justify="left")
+    table = diagnosing.narrow(f"Gradients over {result.data.attrs['scope']} parameters, medians over batches")
     heads = ["ckpt", "val", "res", f"{tested}·{reference}", *([f"{reference}·{ceiling}"] if ceiling else []), "k"]
     for head in (*heads, f"{tested} self", f"{reference} self"):
         table.add_column(head, justify="left" if head == "ckpt" else "right")
@@ -108,9 +106,7 @@ def _estimators(result: "Result", wide: bool) -> list[Any]:
 
 
 def _cells(result: "Result", title: str, forms: dict[str, str]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
+    table = diagnosing.narrow(title)
     table.add_column("ckpt")
     table.add_column("estimator")
     shown = {name: form for name, form in forms.items() if name in result.data}
@@ -123,10 +119,8 @@ def _cells(result: "Result", title: str, forms: dict[str, str]) -> Any:
 
 def _groups(result: "Result") -> Any:
     """Cosines by group of parameters."""
-    from rich.table import Table
-
     data = result.data
-    table = Table(title=f"Cosine to {data.attrs['reference']} by group of parameters", title_justify="left")
+    table = diagnosing.narrow(f"Cosine to {data.attrs['reference']} by group of parameters")
     for head in ("ckpt", "estimator"):
         table.add_column(head)
     for group in data["group"].values.tolist():

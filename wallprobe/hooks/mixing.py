@@ -218,13 +218,11 @@ def report(measured: Sequence[Mixed], watch: Stopwatch, settings: Settings | Non
     variables["status"] = (dims, status.astype(str), "text", "ok, or why the row does not count")
     variables["ce"] = (("ckpt", "position"), losses, "nats", "mean cross-entropy of the prediction of token t")
     variables["labels"] = (("ckpt", "position"), counts, "labels", "how many")
-    horizon = measured[0].found.horizon
-    same = horizon is not None and all(one.found.horizon == horizon for one in measured)
-    data = dataset(
-        {"ckpt": names, "distance": distances, "position": list(range(1, positions + 1))},
-        variables,
-        **({"horizon": horizon} if same and horizon else {}),
-    )
+    coords = {"ckpt": names, "distance": distances, "position": list(range(1, positions + 1))}
+    horizons = {one.found.horizon for one in measured}
+    data = dataset(coords, variables)
+    if len(horizons) == 1 and None not in horizons:
+        data.attrs["horizon"] = horizons.pop()
     config = {"ckpts": names, "distances": distances, "queries": [one.query for one in measured], "delta": settings.delta}
     found = [one.found for one in measured]
     manifest = provenance(

@@ -39,7 +39,7 @@ ALIASES = (
     (re.compile(r"^(model|transformer|gpt_neox)\.(norm|ln_f|final_layer_norm)\."), "ln_final."),
 )
 STACK = re.compile(r"^(?:model|transformer|gpt_neox)\.(?:layers|h|decoder\.layers)\.(\d+)\.")
-BRIDGED = re.compile(r"^blocks\.\d+\.(attn\.[a-z_]+|mlp\.(in|gate|out)|ln[12])\.")
+BRIDGED = re.compile(r"^blocks\.\d+\.(attn\.(q|k|v|o|q_norm|k_norm)|mlp\.(in|gate|out)|ln[12])\.")
 
 
 def lens_names(model: nn.Module) -> dict[str, str]:
