@@ -13,6 +13,7 @@ from wallprobe.cli import (
     branches,
     calibration,
     claims,
+    equilibrium,
     evaluate,
     flow,
     gains,
@@ -59,13 +60,14 @@ COMMANDS = MappingProxyType(
         "lr-sweep": lr_sweep,
         "branches": branches,
         "mixing": mixing,
+        "equilibrium": equilibrium,
         "claims": claims,
         "reproduce": reproduce,
         "gallery": gallery,
     }
 )
 
-GROUPS = MappingProxyType({"audit": audit})  # commands of several commands
+GROUPS = MappingProxyType({"audit": audit, "equilibrium": equilibrium})  # commands of several commands
 
 INTERRUPTED = 130  # 128 + SIGINT
 

@@ -107,7 +107,7 @@ def _gradients(found: Subject, chosen: Chosen, batch: Batch, seed: int) -> tuple
     reasons: dict[str, str] = {}
     for spec in chosen.specs:
         try:
-            result = made(spec, found.loaded.model, seed)(found.loaded.model, batch)
+            result = made(spec, found, seed)(found.loaded.model, batch)
         except WallprobeError as error:
             if spec == chosen.reference:
                 raise

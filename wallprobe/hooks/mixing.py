@@ -2,7 +2,8 @@
 
 I(d) = mean |h_q(x + e u) - h_q(x - e u)| / 2e: the embedding is nudged along random unit vectors u at d positions before the query q,
 h is the last residual stream, e a hundredth of the mean norm |x|. rel = I |x| / |h| takes both scales out. A row counts if half of e
-says the same to 10 %. What comes before the nudge must not move by a bit, and the mean of the losses must be the evaluation's.
+says the same to 10 %; of an equilibrium model h is the state, and it must have converged. What comes before the nudge must not move by
+a bit, and the mean of the losses must be the evaluation's.
 """
 
 import math
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wallprobe.equilibrium import Equilibrium
 from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.hooks import cache
 from wallprobe.hooks.subjects import Subject, evaluation_losses, real
@@ -25,6 +27,7 @@ from wallprobe.training.gradients import masked_mean, token_losses
 
 DISTANCES = (1, 2, 4, 8, 16, 32, 64, 128, 200, 256, 512)
 DELTA, DIRECTIONS = 1e-2, 4
+MOST_STEPS = 3000  # of a relaxation
 AGREE = 0.1  # between delta and half of it
 LOSS_AGREES = 1e-4  # nats, between the mean over positions and the evaluation's
 EMBED = "hook_embed"
@@ -112,12 +115,13 @@ def measure(found: Subject, settings: Settings | None = None, on_progress: Calla
     counted = real(found, batch)
     query, distances = settings.places(int(counted.sum(-1).min()) - 1)
     losses, counts, val, evaluated = _losses(found, batch)
-    x, h = _pass(found, batch.x, None)
+    steps = _steps(found, batch.x, settings)
+    x, h, _ = _pass(found, batch.x, None, steps)
     x_norm, h_norm = (float(value.double().norm(dim=-1)[counted].mean()) for value in (x, h))
     rows = batch.x[:, : query + 1]
     influence = {}
     for number, distance in enumerate(distances, 1):
-        influence[distance] = _influence(found, rows, query - distance, x_norm, settings)
+        influence[distance] = _influence(found, rows, query - distance, x_norm, steps, settings)
         if on_progress is not None:
             on_progress(number, len(distances))
     return Mixed(found, query, influence, x_norm, h_norm, losses, counts, val, evaluated)
@@ -146,8 +150,13 @@ def _losses(found: Subject, batch: Batch) -> tuple[list[float], list[int], float
     return means.tolist(), counts.tolist(), val, evaluated
 
 
-def _pass(found: Subject, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Embedding and last residual stream of one forward pass, with something added to the embedding."""
+def _pass(found: Subject, x: Tensor, added: Tensor | None, steps: int | None) -> tuple[Tensor, Tensor, float]:
+    """Embedding and last residual stream of one forward pass, with something added to the embedding; of an equilibrium, its state."""
+    if isinstance(found.loaded.model, Equilibrium):
+        embedded = found.loaded.model.embedded(x).detach()
+        given = embedded if added is None else embedded + added.to(embedded)
+        relaxed = found.loaded.model.relax(given, steps=steps)
+        return embedded, relaxed.z, relaxed.res
     seen: dict[str, Tensor] = {}
     last = f"blocks.{found.loaded.n_layers - 1}.hook_resid_post"
     keep = cache.recorder(seen, EMBED, lambda value: value)
@@ -158,25 +167,38 @@ def _pass(found: Subject, x: Tensor, added: Tensor | None) -> tuple[Tensor, Tens
 
     cache.run(found.loaded, x, {EMBED: embed, last: cache.recorder(seen, last, lambda value: value)})
     cache.check_fired(found.loaded, [EMBED, last], seen)
-    return seen[EMBED], seen[last]
+    return seen[EMBED], seen[last], 0.0
 
 
-def _influence(found: Subject, x: Tensor, place: int, x_norm: float, settings: Settings) -> tuple[float, float, str]:
+def _steps(found: Subject, x: Tensor, settings: Settings) -> int | None:
+    """Euler steps of every relaxation, the same for all so that what is not nudged ends bit for bit the same: half as many again as it
+    takes a plain one to come far below the residual a row needs."""
+    model = found.loaded.model
+    if not isinstance(model, Equilibrium):
+        return None
+    plain = model.relax(model.embedded(x).detach(), steps=MOST_STEPS, tol=1e-4 * settings.delta)
+    return min(MOST_STEPS, max(model.cfg.T1, plain.steps * 3 // 2))
+
+
+def _influence(found: Subject, x: Tensor, place: int, x_norm: float, steps: int | None, settings: Settings) -> tuple[float, float, str]:
     """I at delta and at half of it, of a nudge at one index on the last one, and why it does not count."""
     sizes = settings.delta * x_norm, settings.delta * x_norm / 2
     rng = generator(settings.seed, "mixing", x.shape[1] - 1 - place)
-    sums = [0.0, 0.0]
+    sums, worst = [0.0, 0.0], 0.0
     for _ in range(settings.directions):
         u = torch.randn(len(x), found.loaded.d_model, generator=rng)
         u = u / u.norm(dim=-1, keepdim=True)
         for which, size in enumerate(sizes):
             added = torch.zeros(*x.shape, found.loaded.d_model)
             added[:, place] = size * u
-            above, below = (_pass(found, x, sign * added)[1] for sign in (1, -1))
+            (_, above, first), (_, below, second) = (_pass(found, x, sign * added, steps) for sign in (1, -1))
+            worst = max(worst, first, second)
             if not torch.equal(above[:, :place], below[:, :place]):
                 raise InstrumentError(f"a nudge at index {place} of {found.name} moves what comes before it: the model looks ahead")
             sums[which] += float((above[:, -1].double() - below[:, -1].double()).norm(dim=-1).mean()) / (2 * size)
     full, half = (total / settings.directions for total in sums)
+    if not worst < 1e-2 * settings.delta:
+        return full, half, f"unconverged: residual {worst:.1e} after {steps} steps"
     return full, half, _doubt(full, half)
 
 

@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from wallprobe import runs
+from wallprobe.equilibrium import EqConfig, PlainEquilibrium, fill
 from wallprobe.errors import ConfigError, UnknownNameError
 from wallprobe.hooks.prompt_sets import encode
 from wallprobe.models import Loaded
 from wallprobe.rng import generator
+from wallprobe.tasks import text as texts
 from wallprobe.tasks.registry import from_manifest
 from wallprobe.training.estimators import Batch
 from wallprobe.training.evaluate import predict
@@ -34,7 +37,8 @@ class Wanted:
 
     Attributes:
         batches: how many.
-        size: sequences a batch; None for 32 of a run's task, 4 windows of a text, and as many prompts as there are.
+        size: sequences a batch; None for 32 of a run's task, a batch of a run's recipe where that reads text, 4 windows of a text file,
+            and as many prompts as there are.
         length: tokens of a window of text; None for 64, or what the model reads.
         prompts: a set, a file or a data set, as `prompt_texts.read_texts`; only for models with a tokenizer.
         text: a text file to cut windows from, in the place of prompts.
@@ -111,7 +115,9 @@ def subject(loaded: Loaded, wanted: Wanted | None = None) -> Subject:
     if loaded.run is not None:
         if wanted.text is not None or wanted.prompts is not None:
             raise ConfigError(f"run {loaded.name} has no tokenizer and reads sequences of its own task; leave --text and --prompts out")
-        made, data, horizon = _task_batches(loaded, wanted), "task", int(loaded.run.manifest["horizon"])
+        of_text = loaded.run.manifest["task"].get("name") == texts.NAME
+        made, data = _windows_of_run(loaded, wanted) if of_text else (_task_batches(loaded, wanted), "task")
+        horizon = None if of_text else int(loaded.run.manifest["horizon"])
     else:
         made, data = _text_batches(loaded, wanted) if wanted.text is not None else _prompt_batches(loaded, wanted)
         horizon = None
@@ -134,6 +140,20 @@ def _task_batches(loaded: Loaded, wanted: Wanted) -> list[Batch]:
         mask[task.start : horizon] = True
         made.append(Batch(tokens[:, :-1], tokens[:, 1:], mask.expand(size, -1)))
     return made
+
+
+def _windows_of_run(loaded: Loaded, wanted: Wanted) -> tuple[list[Batch], str]:
+    """Windows of the text that a run was trained on, drawn from its training part; held out are those of its own evaluation."""
+    assert loaded.run is not None
+    manifest = loaded.run.manifest
+    text, context = texts.from_manifest(manifest["task"]), int(manifest["shape"]["n_ctx"])
+    if wanted.length is not None and wanted.length > context:
+        raise ConfigError(f"windows of {wanted.length} tokens are longer than run {loaded.name} reads ({context}); give a smaller --length")
+    recipe = manifest["config"]["recipe"]
+    size, length = wanted.size or int(recipe["batch"]), wanted.length or context
+    drawn = [text.batch(size, length, wanted.seed, "gradient batch", number) for number in range(wanted.batches)]
+    held_out = text.held_out(int(recipe["val_windows"]), length)
+    return [Batch(*pair) for pair in (*drawn, held_out)], Path(text.spec.source).name
 
 
 def _prompt_batches(loaded: Loaded, wanted: Wanted) -> tuple[list[Batch], str]:
@@ -212,13 +232,18 @@ def read_text(source: str) -> str:
 def evaluation_losses(found: Subject, batch: Batch) -> Float[Tensor, "batch position"]:
     """Cross-entropy of every label in nats, by the way the model's own evaluation takes: no hook of ours is in it.
 
-    A run's is `training.evaluate.predict`; a bridge's is the transformers model it wraps; a HookedTransformer's is its own loss.
+    An equilibrium run's is the model without hooks, its weights read again; another run's is `training.evaluate.predict`; a bridge's
+    is the transformers model it wraps; a HookedTransformer's is its own forward pass.
     """
     loaded: Any = found.loaded
-    if loaded.run is not None:
+    if loaded.kind == runs.EQUILIBRIUM:
+        plain = PlainEquilibrium(EqConfig.of(loaded.run.manifest["shape"]))
+        fill(plain, loaded.run.tensors())
+        logits = plain.to(batch.x.device)(batch.x)
+    elif loaded.run is not None:
         tokens = torch.cat([batch.x, batch.y[:, -1:]], dim=1).cpu()
         return -predict(loaded, tokens).gather(-1, tokens[:, 1:, None])[..., 0]
-    if hasattr(loaded.model, "original_model"):
+    elif hasattr(loaded.model, "original_model"):
         logits = loaded.model.original_model(batch.x).logits
     else:
         logits = loaded.model(batch.x, return_type="logits")

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 import re
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wallprobe.equilibrium import Equilibrium
 from wallprobe.errors import ConfigError, WallprobeError
+from wallprobe.hooks.contracted import JAC, contracted
 from wallprobe.hooks.subjects import Subject
 from wallprobe.training import gradients
 from wallprobe.training.estimators import Estimator, make_estimator
 
+IMPLICIT = "implicit"
 LARGE = 20_000_000  # parameters from which one direction of spsa has to do
 
 
@@ -58,7 +62,11 @@ class Chosen:
 
 def usual(subject: Subject) -> Chosen:
     """The estimators a model is triangulated by unless others are asked for."""
-    size = sum(value.numel() for value in subject.loaded.model.parameters())
+    model = subject.loaded.model
+    if isinstance(model, Equilibrium):
+        near, far = (f"bptt:steps={steps}" for steps in (model.cfg.T1, model.cfg.T1 * 8 // 3))  # as the seed's 150 and 400
+        return Chosen(("eqprop:probe=true", near, far, "implicit", "eqprop-plain", "spsa"), near, far)
+    size = sum(value.numel() for value in model.parameters())
     return Chosen(("bp", "bp64", "dfa", "spsa" if size < LARGE else "spsa:directions=1"), "bp", "bp64")
 
 
@@ -78,12 +86,14 @@ def choose(specs: str | None, reference: str | None = None, ceiling: str | None 
     return Chosen(names, reference or names[0], ceiling)
 
 
-def made(spec: str, model: Any, seed: int) -> Estimator:
-    """The estimator of a spec such as `spsa:directions=4`.
+def made(spec: str, subject: Subject, seed: int) -> Estimator:
+    """The estimator of a spec such as `spsa:directions=4`; with `+jac` behind it, the run's contraction penalty is added.
 
     Raises:
         ConfigError, UnknownNameError: as `make_estimator`; for an option without a value.
     """
+    if spec.endswith(JAC):
+        return contracted(made(spec.removesuffix(JAC), subject, seed), subject, seed)
     name, *options = spec.split(":")
     given: dict[str, Any] = {}
     for option in options:
@@ -91,7 +101,7 @@ def made(spec: str, model: Any, seed: int) -> Estimator:
         if not equals:
             raise ConfigError(f"option '{option}' of estimator {spec} has no value; write {name}:{key}=VALUE")
         given[key] = _value(value)
-    return make_estimator(name, model, seed, **given)
+    return make_estimator(name, subject.loaded.model, seed, **given)
 
 
 def _value(text: str) -> Any:
@@ -102,13 +112,14 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-FAMILIES = {"bp64": "bp", "eqprop": "ep"}  # what columns call them
+FAMILIES = {"bp64": "bp", "eqprop": "ep", "eqprop-plain": "vf", "eqprop-4": "ep4"}  # what columns call them
 
 
 def label(spec: str) -> str:
     """What tables call a spec: its name and its options' values (`bptt:steps=150` -> `bptt150`)."""
     name, *options = spec.split(":")
-    return name + "-".join(option.partition("=")[2] for option in options)
+    values = (option.partition("=")[2] for option in options)
+    return name + "-".join(value for value in values if value.lower() not in ("true", "false"))
 
 
 def family(spec: str) -> str:
@@ -210,13 +221,14 @@ def _estimate(
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint: its estimators' sums, and its loss."""
+    """One checkpoint: its estimators' sums, its held-out loss, and the tested estimator's cosine to the implicit gradient."""
 
     subject: Subject
     chosen: Chosen
     places: Places
     sums: Mapping[str, Sums]
     val: float
+    implicit: float | None = None
 
 
 def measure(subject: Subject, chosen: Chosen, *, seed: int = 0, on_progress: Callable[[int, int], None] | None = None) -> Row:
@@ -237,7 +249,7 @@ def measure(subject: Subject, chosen: Chosen, *, seed: int = 0, on_progress: Cal
     reference: Held | None = None
     for spec in order:
         try:
-            estimator = made(spec, model, seed)
+            estimator = made(spec, subject, seed)
             found[spec], held = _estimate(estimator, subject, places, reference, tell)
         except WallprobeError as error:
             if spec == chosen.reference:
@@ -247,4 +259,16 @@ def measure(subject: Subject, chosen: Chosen, *, seed: int = 0, on_progress: Cal
         reference = held if reference is None else reference
     with torch.no_grad():
         val = float(gradients.mean_loss(model, subject.held_out))
-    return Row(subject, chosen, places, {spec: found[spec] for spec in chosen.specs}, val)
+    own = _to_implicit(subject, chosen, places, seed) if IMPLICIT in chosen.specs and not found[IMPLICIT].reason else None
+    return Row(subject, chosen, places, {spec: found[spec] for spec in chosen.specs}, val, own)
+
+
+def _to_implicit(subject: Subject, chosen: Chosen, places: Places, seed: int) -> float | None:
+    """The tested estimator's cosine to the implicit gradient over the blocks, median over batches: both at the same free state."""
+    if chosen.tested == IMPLICIT:
+        return None
+    _, held = _estimate(made(IMPLICIT, subject, seed), subject, places, None, lambda: None)
+    sums, _ = _estimate(made(chosen.tested, subject, seed), subject, places, held, lambda: None)
+    mask = places.scope("block")
+    rows = zip(*(part[:, mask].sum(-1).tolist() for part in (sums.cross, sums.shared, sums.theirs)), strict=True)
+    return statistics.median(gradients.cosine(*row)[0] for row in rows)

@@ -169,6 +169,8 @@ def summary_of(row: Row, scope: str) -> dict[str, Any]:
         if spec not in (chosen.tested, chosen.reference, chosen.ceiling):
             name, cell = family(spec), figures[spec]
             found |= {f"{name}_{reference}": cell["cos"], f"k_{name}": cell["k"], f"{name}_self": cell["self_cos"]}
+    if row.implicit is not None:
+        found[f"{tested}_implicit"] = row.implicit
     for name in AUX:
         seen = [float(aux[name]) for aux in row.sums[chosen.tested].aux if name in aux]
         if seen and name != "res":

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wallprobe.equilibrium import Equilibrium
 from wallprobe.errors import ConfigError
 from wallprobe.rng import derive_seed, generator
 from wallprobe.training.estimators import Batch, Estimator, GradResult, Maker
@@ -51,7 +52,13 @@ class Backpropagation:
     dtype: torch.dtype | None = None
 
     def __call__(self, model: Any, batch: Batch) -> GradResult:
-        """Gradients of the mean loss."""
+        """Gradients of the mean loss.
+
+        Raises:
+            ConfigError: for an equilibrium model, whose forward pass leaves no graph.
+        """
+        if isinstance(model, Equilibrium):
+            raise ConfigError("backpropagation through a relaxation is called bptt; name it with its steps: bptt:steps=60")
         if self.dtype is None:
             return self._backward(model, batch)
         with in_dtype(model, self.dtype):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import torch.nn.grad as conv
 from torch import Tensor, nn
 
+from wallprobe.equilibrium import Equilibrium
 from wallprobe.errors import ConfigError
 from wallprobe.rng import derive_seed, generator
 from wallprobe.training import decoders
@@ -49,8 +50,8 @@ def dfa(model: nn.Module, seed: int, *, penalty: float = 0.0) -> Estimator:
     """Direct feedback alignment, B_l ~ N(0, 1) / sqrt(classes); of a decoder, classes are its tokens."""
     if isinstance(model, Net):
         return Direct(feedback_matrices(model, seed), penalty)
-    if not hasattr(getattr(model, "cfg", None), "n_layers"):
-        raise ConfigError("direct feedback needs blocks with hooks between them; this model has none")
+    if not hasattr(getattr(model, "cfg", None), "n_layers") or isinstance(model, Equilibrium):
+        raise ConfigError("direct feedback needs blocks one after the other with hooks between them; this model has none")
     _without_penalty("dfa", penalty)
     return decoders.Direct(seed)
 

@@ -53,8 +53,8 @@ def _falls(result: Result) -> Figure:
     told = f"{', '.join(gone)} diverge within the grid" if gone else "No gradient diverges within the grid"
     where = "the same batch" if data.attrs["evaluate"] == "same" else "held-out sequences"
     caption = (
-        f"One step w − lr g, the loss of {where}, gradients normalised: {data.attrs['normalise']}. A step that raises the loss has no mark. A "
-        "gradient at right angles to the reference buys nothing at any learning rate."
+        f"One step w − lr g, the loss of {where}, gradients normalised: {data.attrs['normalise']}. A step that raises the loss has no "
+        "mark. A gradient at right angles to the reference buys nothing at any learning rate."
     )
     return chart(told, {"data": traces, "layout": layout}, alt=f"Lines of the loss's fall by learning rate. {told}.", caption=caption)
 
