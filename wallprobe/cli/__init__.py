@@ -10,6 +10,7 @@ from wallprobe.cli import (
     ablate,
     attention,
     audit,
+    branches,
     calibration,
     claims,
     equilibrium,
@@ -19,7 +20,9 @@ from wallprobe.cli import (
     gallery,
     geometry,
     interchange,
+    lr_sweep,
     maps,
+    mixing,
     probe,
     readout,
     reproduce,
@@ -29,6 +32,7 @@ from wallprobe.cli import (
     scaling,
     temperature,
     train,
+    triangulate,
 )
 from wallprobe.errors import WallprobeError
 
@@ -52,6 +56,10 @@ COMMANDS = MappingProxyType(
         "calibration": calibration,
         "probe": probe,
         "audit": audit,
+        "triangulate": triangulate,
+        "lr-sweep": lr_sweep,
+        "branches": branches,
+        "mixing": mixing,
         "equilibrium": equilibrium,
         "claims": claims,
         "reproduce": reproduce,

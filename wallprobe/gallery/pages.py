@@ -27,6 +27,10 @@ KINDS = {
     "rescale": ("Scaled sub-layers", "Does the loud layer matter?"),
     "audit": ("Audit", "Is that alignment figure a measurement at all?"),
     "attention": ("Attention", "Where does each head look?"),
+    "triangulate": ("Triangulation", "Is an estimated gradient the gradient?"),
+    "lr_sweep": ("Learning rates", "What does one step along each gradient buy?"),
+    "branches": ("Branches", "How much does each branch add, and how wide does attention look?"),
+    "mixing": ("Mixing", "How far back does a token still matter?"),
 }
 # circuitsvis writes these props with innerHTML; the attention heatmaps draw theirs on a canvas, where an escape would show.
 HTML_SINKS = {
