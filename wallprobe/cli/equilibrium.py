@@ -178,9 +178,22 @@ def campaign(
     json: common.Json = False,
 ) -> None:
     """All experiments at a preset; killed anywhere, the same command goes on."""
-    from wallprobe.errors import ConfigError
+    from wallprobe.hooks import equilibrium_campaign as whole
 
-    raise ConfigError("the campaign is not there yet; use matched, gate and grid")
+    wanted = whole.plan(preset, _recipe(preset, text, dataset, tokenizer, vocabulary, None), seed)
+    with _bars() as told:
+        overview, found = whole.campaign(wanted, runs, results, workers=jobs, on_progress=told)
+    if json:
+        _print(overview, results, json, equilibrium_tables.matched)
+        return
+    console = common.out()
+    for name, table in (("matched", equilibrium_tables.matched), ("gate", equilibrium_tables.gate), ("grid", equilibrium_tables.grid)):
+        console.print(table(found[name]))
+    for row in overview.values:
+        console.print(f"[bold]{row['what']}[/bold]", soft_wrap=True)
+        console.print(f"{row['says']}\n", soft_wrap=True, markup=False)
+    console.print(overview.summary["finding"], style="bold", soft_wrap=True, markup=False)
+    console.print("[dim]see it: wallprobe gallery --open[/dim]")
 
 
 def _recipe(
