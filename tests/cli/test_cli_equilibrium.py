@@ -49,7 +49,7 @@ def test_train_takes_fields_options_and_a_text_file(invoke, tmp_path):
     [
         (("train", "--preset", "huge"), "no preset 'huge'"),
         (("train", "--preset", "tiny", "--method", "magic"), "no training method named 'magic'"),
-        (("train", "--preset", "tiny", "--method", "dfa"), "free phase"),
+        (("train", "--preset", "tiny", "--method", "spsa"), "free phase"),
         (("train", "--preset", "tiny", "--set", "width=3"), "no such field"),
         (("train", "--preset", "tiny", "--set", "batch=big"), "give a number of type int"),
         (("train", "--preset", "tiny", "--set", "d_model=15"), "do not divide"),

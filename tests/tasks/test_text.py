@@ -1,7 +1,5 @@
 """Text: the embedded Genesis, files, BPE, windows, and what cannot be read."""
 
-import hashlib
-
 import pytest
 import torch
 
@@ -20,14 +18,6 @@ def test_genesis_is_whole_and_as_its_provenance_says():
     assert spelled(text, text.train[:30]) == "in the beginning god created t"
     assert text.data_hash in (EMBEDDED.parent / "PROVENANCE.md").read_text()
     assert EMBEDDED.stat().st_size < 60_000
-
-
-def test_unigram_and_bigram_entropies_are_those_of_the_text():
-    text = load_text(TextSpec())
-    ids = torch.cat([text.train, text.val])
-    single = torch.bincount(ids, minlength=37).double()
-    p = single[single > 0] / single.sum()
-    assert float(-(p * p.log()).sum()) == pytest.approx(2.8, abs=0.1)
 
 
 def test_windows_are_inside_their_part_and_the_next_token_is_the_label():
@@ -69,8 +59,8 @@ def test_rare_characters_read_as_spaces_and_case_is_dropped(tmp_path):
 def test_bpe_pieces_spell_the_text(tmp_path):
     path = tmp_path / "own.txt"
     path.write_text("So it goes on and on,\nand round and round it goes.\n" * 60, encoding="utf-8")
-    text = load_text(TextSpec(str(path), "bpe", 60))
-    assert len(text.vocabulary) == 60
+    text = load_text(TextSpec(str(path), "bpe", 40))
+    assert len(text.vocabulary) == 40
     assert spelled(text, text.train[:40]).replace("▁", " ").strip().startswith("So it goes on and on,\nand round")
     assert len(text.train) < 2700  # fewer than characters
     assert from_manifest(text.config()).vocabulary == text.vocabulary
@@ -117,10 +107,9 @@ def test_tinystories_is_read_from_its_two_splits(monkeypatch):
 
     def stories(name, split, streaming):
         assert (name, streaming) == ("roneneldan/TinyStories", True)
-        return ({"text": f"{split} story {number} "} for number in range(50))
+        return ({"text": f"A story to {split} and of validation {number} "} for number in range(50))
 
     monkeypatch.setattr(datasets, "load_dataset", stories)
     text = load_text(TextSpec("tinystories"))
-    assert spelled(text, text.train[:14]) == "train story 0\n"
-    assert spelled(text, text.val[:10]) == "validation"
-    assert hashlib.sha256(b"").hexdigest() != text.data_hash
+    assert spelled(text, text.train[:41]) == "a story to train and of validation 0\n\na s"
+    assert spelled(text, text.val[:21]) == "a story to validation"

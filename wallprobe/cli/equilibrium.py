@@ -241,10 +241,23 @@ def _known(fields: dict[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         if name not in there:
             raise ConfigError(f"--set {name}: no such field; there are: {', '.join(there)}")
-        kind = str(whole[name].type)
-        if kind in ("int", "float") and (isinstance(value, str) or (kind == "int" and not isinstance(value, int))):
-            raise ConfigError(f"--set {name}={value}: give a number of type {kind}")
-    return fields
+        kind = whole[name].type
+        if (kind is int and not isinstance(value, int)) or (kind is float and isinstance(value, str)):
+            raise ConfigError(f"--set {name}={value}: give a number of type {kind.__name__}")
+    made = {name: whole[name].type for name in fields}
+    return {
+        name: float(value) if made[name] is float else _truth(name, value) if made[name] is bool else value
+        for name, value in fields.items()
+    }
+
+
+def _truth(name: str, value: Any) -> bool:
+    from wallprobe.errors import ConfigError
+
+    words = {"true": True, "false": False, "1": True, "0": False}
+    if str(value).lower() not in words:
+        raise ConfigError(f"--set {name}={value}: give true or false")
+    return words[str(value).lower()]
 
 
 def _words(text: str) -> list[str]:
