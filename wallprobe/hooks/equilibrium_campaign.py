@@ -218,13 +218,13 @@ def _finding(summary: dict[str, Any]) -> str:
         return "n/a" if value is None or (isinstance(value, float) and not math.isfinite(value)) else format(value, form)
 
     gradient = (
-        f"{summary['ckpt']}: loss {told('val', '.3f')} nats; cosine of EP to BPTT {told('ep_bptt', '+.3f')}, where two horizons of BPTT "
-        f"agree to {told('bptt_bptt', '.3f')}; k {told('k', '.3g')}; self-cosine {told('ep_self', '+.3f')}, BPTT's {told('bptt_self', '+.3f')}."
+        f"{summary['ckpt']}: loss {told('val', '.3f')} nats; cosine of EP to BPTT {told('ep_bptt', '+.3f')}, where two horizons agree to "
+        f"{told('bptt_bptt', '.3f')}; k {told('k', '.3g')}; self-cosine {told('ep_self', '+.3f')}, BPTT's {told('bptt_self', '+.3f')}."
     )
     control = (
-        f"Second half of its training: residual {told('plateau_res_over_target', '.2g')} targets, {told('plateau_skip_share', '.0%')} of steps "
+        f"Second half of its training: residual {told('plateau_res_over_target', '.2g')} targets, {told('plateau_skip_share', '.0%')} "
         f"skipped, lambda at its ceiling in {told('plateau_at_most_share', '.0%')}, turning in {told('plateau_flip_share', '.0%')} "
-        f"(label: {summary['plateau']})."
+        f"of steps (label: {summary['plateau']})."
     )
     gaps = f"Gaps: architecture {told('architecture_gap', '+.3f')}, rule {told('rule_gap', '+.3f')} nats."
     return f"{gradient} {control} {gaps}"
