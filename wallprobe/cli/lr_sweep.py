@@ -62,8 +62,6 @@ def lr_sweep(
 
 def _table(result: "Result") -> Any:
     """A row a learning rate, a column a gradient; then the footer."""
-    from wallprobe.hooks.triangulate import label
-
     data, summary = result.data, result.summary
     what = "the same batch" if data.attrs["evaluate"] == "same" else "held-out sequences"
     title = f"{summary['ckpt']}: change of the loss on {what} by one step, nats (it was {summary['before']:.4f}); negative is better"
@@ -80,7 +78,7 @@ def _table(result: "Result") -> Any:
             cells.append(missing if int(cell["diverged"]) else diagnosing.figure(float(cell["delta"]), "+.2e"))
         table.add_row(f"{lr:.1e}", *cells)
     table.add_section()
-    keys = [label(name) for name in names]
+    keys = names
     table.add_row("best", *(diagnosing.figure(summary[f"best_{key}"], "+.2e") for key in keys))
     table.add_row("at lr", *(diagnosing.figure(summary[f"best_lr_{key}"], ".1e") for key in keys))
     table.add_row("cos", *(diagnosing.figure(summary[f"cos_{key}"]) for key in keys))
