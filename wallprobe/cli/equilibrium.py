@@ -72,7 +72,7 @@ def train(
 ) -> None:
     """Train one model; run the same command again to go on after an interruption, to the same bytes."""
     from wallprobe.cli.audit import _options
-    from wallprobe.training.equilibrium import experiments, record
+    from wallprobe.training.equilibrium import experiments, record, work
 
     recipe = _recipe(preset, text, dataset, tokenizer, vocabulary, steps)
     if snapshots is not None:
@@ -81,7 +81,7 @@ def train(
     fields = dict(_options(change or []))
     job = replace(job.changed(name or job.name, warm=warm, **_known(fields)), options=_options(option or []))
     with _bars() as told:
-        (run,) = experiments.train_all([job], runs, force=force, on_progress=told)
+        (run,) = work.train_all([job], runs, force=force, on_progress=told)
     _print(record.training_result(job, run), results, json, equilibrium_tables.log)
 
 
@@ -157,12 +157,8 @@ def grid(
     from wallprobe.training.sweep import parse_seeds
 
     recipe = _recipe(preset, text, dataset, tokenizer, vocabulary, None)
-    settings = experiments.GridSettings(
-        *(_floats(values) for values in (floors, targets, jr_maxs)),
-        mode,
-        steps or (6 if preset == "tiny" else 80),
-        tuple(parse_seeds(seeds)),
-    )
+    values = (_floats(floors), _floats(targets), _floats(jr_maxs))
+    settings = experiments.GridSettings(*values, mode=mode, steps=steps or experiments.grid_steps(preset), seeds=tuple(parse_seeds(seeds)))
     start = experiments.job(preset, base, seed=seed, recipe=recipe)
     with _bars() as told:
         result = experiments.grid(start, settings, f"eq-{preset}", runs, workers=jobs, on_progress=told)
@@ -282,7 +278,8 @@ def _print(result: "Result", store: Path | None, json: bool, table: "Callable[[R
     result.save(store)
     if json:
         whole = result.to_json()
-        common.print_json(whole | {"summary": [whole["summary"]]} if result.kind == "equilibrium" else whole | {"summary": whole["values"]})
+        records = [whole["summary"]] if result.kind == "equilibrium" else [row | whole["summary"] for row in whole["values"]]
+        common.print_json(whole | {"summary": records})
         return
     console = common.out()
     console.print(table(result))

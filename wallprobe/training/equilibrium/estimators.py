@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -314,17 +314,17 @@ def _needs_equilibrium(name: str, model: nn.Module) -> None:
         )
 
 
-def _positive(name: str, **given: float | None) -> None:
+def _positive(name: str, **given: float | int | None) -> None:
     for key, value in given.items():
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"estimator {name} with {key} {value:g}: give more than 0")
 
 
 def eqprop(
-    model: Equilibrium,
+    model: nn.Module,
     seed: int,
     *,
-    r: float | Literal["auto"] = AUTO_R,
+    r: float | str = AUTO_R,
     steps: int | None = None,
     free_steps: int | None = None,
     points: int = 2,
@@ -356,17 +356,17 @@ def eqprop(
     return EqProp(points, start, isinstance(r, str), steps, corrected, free_steps, probe)
 
 
-def eqprop_4(model: Equilibrium, seed: int, **options: Any) -> EqProp:
+def eqprop_4(model: nn.Module, seed: int, **options: Any) -> EqProp:
     """Equilibrium propagation with four points on a circle in the complex plane: bias O(r^4) for O(r^2)."""
     return eqprop(model, seed, **{"points": 4, **options})
 
 
-def eqprop_plain(model: Equilibrium, seed: int, **options: Any) -> EqProp:
+def eqprop_plain(model: nn.Module, seed: int, **options: Any) -> EqProp:
     """Equilibrium propagation without the correction: the negative control."""
     return eqprop(model, seed, **{"corrected": False, **options})
 
 
-def bptt(model: Equilibrium, seed: int, *, steps: int | None = None) -> Unrolled:
+def bptt(model: nn.Module, seed: int, *, steps: int | None = None) -> Unrolled:
     """Backpropagation through the whole relaxation from z0 = x: the exact gradient of the loss after so many steps.
 
     Raises:
@@ -377,7 +377,7 @@ def bptt(model: Equilibrium, seed: int, *, steps: int | None = None) -> Unrolled
     return Unrolled(steps)
 
 
-def tbptt(model: Equilibrium, seed: int, *, steps: int | None = None, free_steps: int | None = None) -> Unrolled:
+def tbptt(model: nn.Module, seed: int, *, steps: int | None = None, free_steps: int | None = None) -> Unrolled:
     """Backpropagation through K more steps from the free state.
 
     Raises:
@@ -388,7 +388,7 @@ def tbptt(model: Equilibrium, seed: int, *, steps: int | None = None, free_steps
     return Unrolled(steps, truncated=True, free_steps=free_steps)
 
 
-def implicit(model: Equilibrium, seed: int, *, tol: float | None = None, max_steps: int = 4000, free_steps: int | None = None) -> Implicit:
+def implicit(model: nn.Module, seed: int, *, tol: float | None = None, max_steps: int = 4000, free_steps: int | None = None) -> Implicit:
     """Implicit differentiation at the free state: the reference.
 
     Raises:

@@ -278,6 +278,11 @@ class GridSettings:
         return list(dict.fromkeys([base, *one, *((*base[:2], most) for most in self.jr_maxs)]))
 
 
+def grid_steps(name: str) -> int:
+    """Steps of each training at a preset."""
+    return {"tiny": 6, "demo": 80, "seed": 1200}[name]
+
+
 def grid_jobs(base: EqJob, settings: GridSettings, prefix: str) -> list[EqJob]:
     """Trainings that go on from a finished run, optimiser, average and lambda restored, each with another controller.
 
