@@ -34,8 +34,8 @@ def _cosines(result: Result) -> Figure:
     last, kept = (charts.values(data[name])[-1] for name in ("cos", "cos_kept"))
     title = f"At the largest nudge the cosine is {charts.number(last)}; without the outliers {charts.number(kept)}"
     caption = (
-        "Over the block's parameters. The state has converged and the implicit gradient is the same at every radius: only the nudge changes. "
-        "Outliers are sequences whose credit is above 5 times the median."
+        "Over the block's parameters. The state has converged and the implicit gradient is the same at every radius: only the nudge "
+        "changes. Outliers are sequences whose credit is above 5 times the median."
     )
     return chart(title, {"data": traces, "layout": layout}, alt=f"Lines of cosine over the radius. {title}.", caption=caption)
 
@@ -72,7 +72,8 @@ def _sequences(result: Result) -> Figure:
         frames.append(Frame((Panel(PLOTLY, {"data": [drawn], "layout": layout}),), f"r = {r:g}"))
     last = [value for value in charts.values(data["norm_ratio"].isel(radius=-1)) if value is not None]
     off = sum(not 0.5 <= value <= 2 for value in last)
-    title = f"At the largest nudge {off} of {data.sizes['sequence']} sequences are off by more than a factor of 2, the worst by {charts.number(max(last))}"
+    worst = charts.number(max(last)) if last else "nothing"
+    title = f"At the largest nudge {off} of {data.sizes['sequence']} sequences are off by more than a factor of 2, the worst by {worst}"
     caption = "Each mark is a sequence of the batch: its credit from the nudge over the implicit one."
     return Figure(title, tuple(frames), f"Points by sequence. {title}.", caption, stepper="radius", first=len(frames) - 1, height=320)
 
@@ -85,14 +86,9 @@ def _predictors(result: Result) -> Figure:
         "lin": ("lin: off the straight line", "@series-2", "diamond", "dash"),
         "outlier": ("outlier: largest over median", "@series-4", "triangle-up", "dot"),
     }
-    traces = [
-        charts.line(data, name, x, label=words, color=color, dash=dash, symbol=mark) for name, (words, color, mark, dash) in looks.items()
-    ]
-    gates = [
-        (float(data.attrs[key]), words)
-        for key, words in (("lin_gate", "gate of lin"), ("outlier_gate", "gate of outlier"))
-        if key in data.attrs
-    ]
+    traces = [charts.line(data, name, x, label=look[0], color=look[1], symbol=look[2], dash=look[3]) for name, look in looks.items()]
+    marks = {"lin_gate": "gate of lin", "outlier_gate": "gate of outlier"}
+    gates = [(float(data.attrs[key]), words) for key, words in marks.items() if key in data.attrs]
     layout: dict[str, Any] = {
         "xaxis": across,
         "yaxis": charts.axis("predictor", type="log", dtick=1, exponentformat="power"),
@@ -109,9 +105,5 @@ def _table(result: Result) -> Table:
     names = ("cos", "k", "cos_kept", "dropped", "amp", "lin", "outlier")
     rows = [[cell["radius"], *(cell[name] for name in names)] for cell in result.values]
     columns = ("r", "cos", "k", "cos without outliers", "outliers", "amp", "lin", "largest over median")
-    return Table(
-        "Every radius",
-        columns,
-        rows,
-        f"Nudged steps: {result.data.attrs.get('steps', '')}; residual of the free state: {result.summary.get('res', '')}.",
-    )
+    caption = f"Nudged steps: {result.data.attrs.get('steps', '')}; residual of the free state: {charts.number(result.summary.get('res'))}."
+    return Table("Every radius", columns, rows, caption)

@@ -24,6 +24,7 @@ MATCHED = {
     "status": "status",
     "plateau": "plateau",
 }
+GAPS = {"architecture_gap": "architecture: BPTT with the controller − BP", "rule_gap": "rule: EP − BPTT with the controller"}
 GATE = {
     "what": "begins with",
     "skip_share": "skipped",
@@ -75,14 +76,15 @@ def matched(result: Result) -> Exhibit:
         return Exhibit(headline(result, "Matched arms"), tables(result))
     summary = result.summary
     rows = []
-    for key, words in (
-        ("architecture_gap", "architecture: BPTT with the controller − BP"),
-        ("rule_gap", "rule: EP − BPTT with the controller"),
-    ):
+    for key, words in GAPS.items():
         reason = summary.get(f"{key}_reason")
         rows.append([words, f"n/a ({reason})" if reason else charts.number(summary.get(key))])
     gaps = Table("The two gaps, nats", ("gap", "difference of best val"), rows, "An arm that did not end well makes no gap.")
-    sections = (*_arms(result), gaps, _rows(result, "The arms", "arm", MATCHED, "val: validation cross-entropy in nats."))
+    sections: tuple[Figure | Table, ...] = (
+        *_arms(result),
+        gaps,
+        _rows(result, "The arms", "arm", MATCHED, "val: validation cross-entropy in nats."),
+    )
     return Exhibit(headline(result, "Matched arms"), sections, _glance(result, "best_val"))
 
 
@@ -91,7 +93,7 @@ def gate(result: Result) -> Exhibit:
     if not charts.has(result, "skip_share", "first_valid"):
         return Exhibit(headline(result, "A gate study"), tables(result))
     caption = "Skipped: share of steps whose task gradient the gate left out. An arm without a valid step has none. val: at matched steps."
-    sections = (*_arms(result), _rows(result, "The arms", "arm", GATE, caption))
+    sections: tuple[Figure | Table, ...] = (*_arms(result), _rows(result, "The arms", "arm", GATE, caption))
     return Exhibit(headline(result, "A gate study"), sections, _glance(result, "skip_share"))
 
 
@@ -132,34 +134,28 @@ def _glance(result: Result, name: str) -> Glance:
 
 def _arms(result: Result) -> tuple[Figure, ...]:
     """Curves of all arms: validation loss; residual and λ where there are any."""
-    data, made = result.data, []
+    data = result.data
+    made: list[Figure] = []
     arms = [str(arm) for arm in data["arm"].values]
     if charts.has(result, "log_step", "log_val"):
         lines = [(arm, charts.values(data["log_step"].sel(arm=arm)), charts.values(data["log_val"].sel(arm=arm))) for arm in arms]
         made.append(_curve(lines, "validation cross-entropy", "nats"))
-    for name, words, unit in (
-        ("step_res", "residual of the free phase", "relative step"),
-        ("step_lam", "weight of the contraction penalty, λ", ""),
-    ):
+    every_step = {"step_res": ("residual of the free phase", "relative step"), "step_lam": ("weight of the contraction penalty, λ", "")}
+    for name, (words, unit) in every_step.items():
         if name in data:
             every = list(range(data.sizes["step"]))
-            lines = [(arm, every, charts.values(data[name].sel(arm=arm))) for arm in arms]
-            made.append(_curve([line for line in lines if any(line[2])], words, unit, log=True))
+            steps = [(arm, every, charts.values(data[name].sel(arm=arm))) for arm in arms]
+            made.append(_curve([line for line in steps if any(line[2])], words, unit, log=True))
     return tuple(made)
 
 
-def _curve(lines: Sequence[tuple[str, Sequence[Any], list[float | None]]], words: str, unit: str, *, log: bool = False) -> Figure:
+def _curve(lines: Sequence[tuple[str, Sequence[Any], Sequence[float | None]]], words: str, unit: str, *, log: bool = False) -> Figure:
     traces: list[Spec] = []
     for place, (name, x, y) in enumerate(lines):
         color, _, dash = LOOKS[place % len(LOOKS)]
         drawn = {"type": "scatter", "mode": "lines", "name": charts.text(name), "x": list(x)}
-        traces.append(
-            drawn
-            | {
-                "y": [None if log and value is not None and value <= 0 else value for value in y],
-                "line": {"color": color, "width": 2, "dash": dash},
-            }
-        )
+        shown = [None if log and value is not None and value <= 0 else value for value in y]
+        traces.append(drawn | {"y": shown, "line": {"color": color, "width": 2, "dash": dash}})
     kind = {"type": "log", "dtick": 1, "exponentformat": "power"} if log else {}
     layout = {"xaxis": charts.axis("step", showgrid=False), "yaxis": charts.axis(words, unit, **kind), "hovermode": "x unified"}
     ends = [f"{name} {charts.number(seen[-1])}" for name, _, y in lines if (seen := [value for value in y if value is not None])]
