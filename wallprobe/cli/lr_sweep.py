@@ -34,16 +34,23 @@ def lr_sweep(
 ) -> None:
     """One step along every gradient at every learning rate: how much does the loss fall, and where does it blow up?"""
     from wallprobe.hooks import lr_sweep as instrument
-    from wallprobe.hooks.triangulate import choose, usual
+    from wallprobe.hooks.triangulate import choose
 
     want, rates = diagnosing.wanted(prompts, text, 1, size, length, seed), diagnosing.numbers(lrs, "lrs")
     chosen = choose(estimators, reference)
+    options: dict[str, Any] = {"lrs": rates, "normalise": normalise, "evaluate": evaluate, "seed": seed}
     measured = diagnosing.each(
         models,
         "lr-sweep",
         want,
         lambda found, follow: instrument.lr_sweep(
-            found, chosen or usual(found), lrs=rates, normalise=normalise, evaluate=evaluate, seed=seed, on_progress=follow
+            found,
+            chosen or instrument.usual_gradients(found),
+            lrs=rates,
+            normalise=normalise,
+            evaluate=evaluate,
+            seed=seed,
+            on_progress=follow,
         ),
         device=device,
         runs=runs,

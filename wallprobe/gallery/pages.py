@@ -28,6 +28,7 @@ KINDS = {
     "audit": ("Audit", "Is that alignment figure a measurement at all?"),
     "attention": ("Attention", "Where does each head look?"),
     "campaign": ("Campaign", "Why does training stop here: the rule, the architecture, or its controller?"),
+    "signs": ("Signs", "Which kind of plateau do the numbers look like?"),
     "triangulate": ("Triangulation", "Is an estimated gradient the gradient?"),
     "lr_sweep": ("Learning rates", "What does one step along each gradient buy?"),
     "branches": ("Branches", "How much does each branch add, and how wide does attention look?"),

@@ -99,8 +99,8 @@ def _held_to(ep: GradResult, exact: GradResult, places: Places) -> tuple[float, 
 def _without(model: Equilibrium, batch: Batch, ep: GradResult, r: float, steps: int, free: int, places: Places) -> dict[str, float]:
     """The cosine on the sequences whose credit is not an outlier."""
     sizes: Tensor = ep.aux["a_norms"]
-    kept = sizes <= OUTLIER * sizes.median()
-    kept &= sizes.isfinite()
+    finite = sizes.isfinite()
+    kept = finite & (sizes <= OUTLIER * (sizes[finite].median() if bool(finite.any()) else 0.0))
     dropped = float((~kept).sum())
     if not bool(kept.any()):
         return {"cos_kept": math.nan, "dropped": dropped}

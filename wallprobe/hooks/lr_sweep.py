@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wallprobe.equilibrium import Equilibrium
 from wallprobe.errors import ConfigError, InstrumentError, WallprobeError
+from wallprobe.hooks.contracted import JAC
 from wallprobe.hooks.subjects import Subject
-from wallprobe.hooks.triangulate import Chosen, Places, labels, made
+from wallprobe.hooks.triangulate import Chosen, Places, labels, made, usual
 from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, dataset
 from wallprobe.training import gradients
@@ -23,6 +25,16 @@ LRS = tuple(10 ** (power / 2) for power in range(-8, 1))
 NORMALISE = ("none", "unit", "match")
 EVALUATE = ("same", "heldout")
 DIVERGED = 1.0  # nats lost from which a step counts as diverged
+
+
+def usual_gradients(found: Subject) -> Chosen:
+    """What a model is stepped along unless others are asked for; of an equilibrium run, EP with its contraction penalty too."""
+    model = found.loaded.model
+    if not isinstance(model, Equilibrium):
+        return usual(found)
+    exact, run = f"bptt:steps={model.cfg.T1}", found.loaded.run
+    penalised = (f"eqprop{JAC}",) if run is not None and run.manifest.get("lam") is not None else ()
+    return Chosen((exact, "eqprop", *penalised, "eqprop-plain"), exact)
 
 
 def lr_sweep(

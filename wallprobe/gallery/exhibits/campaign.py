@@ -1,4 +1,4 @@
-"""The exhibit of kind "campaign": what each of the seven experiments says, and the signs by kind of plateau."""
+"""Exhibits of the seven experiments together: kind "campaign", what each says, and kind "signs", numbers by kind of plateau."""
 
 from typing import Any
 
@@ -23,7 +23,33 @@ MEANS = {
 }
 
 
+NUMBERS = {
+    "plateau_skip_share": "share of steps gated",
+    "plateau_at_most_share": "share of steps with λ at its maximum",
+    "plateau_res_over_target": "median residual over its target",
+    "plateau_flip_share": "share of λ's moves that turn round",
+    "plateau_cos_task_jac": "cosine of task and penalty gradient",
+}
+
+
 def exhibit(result: Result) -> Exhibit:
+    """What each experiment says, the plateau's numbers, and the row that the seed prints."""
+    if not charts.has(result, "says", "what"):
+        return Exhibit(headline(result, "A campaign"), tables(result))
+    said = [[cell["experiment"], cell["what"], cell["says"], cell.get("seconds")] for cell in result.values]
+    numbers = [[words, result.summary.get(key)] for key, words in NUMBERS.items() if key in result.summary]
+    others = [[key, value] for key, value in result.summary.items() if not isinstance(value, str) and key not in NUMBERS]
+    label = result.summary.get("plateau")
+    caption = f"Of the second half of the training. The label these give, by thresholds that are ours: {label}." if label else ""
+    sections = (
+        Table("What each experiment says", ("experiment", "question", "in figures", "s"), said),
+        Table("The plateau in numbers", ("number", "value"), numbers, caption),
+        Table("At the last checkpoint", ("figure", "value"), others),
+    )
+    return Exhibit(headline(result, "A campaign"), sections)
+
+
+def signs(result: Result) -> Exhibit:
     """Shares of signs past their marks, what the experiments say, every sign with its mark."""
     if not charts.has(result, "value", "plateau", "mark", "past"):
         return Exhibit(headline(result, "A campaign"), tables(result))

@@ -55,7 +55,7 @@ class Sign:
         return float(self.value > self.mark if self.above else self.value < self.mark)
 
 
-def campaign(results: Sequence[Result], watch: Stopwatch | None = None) -> Result:
+def signs(results: Sequence[Result], watch: Stopwatch | None = None) -> Result:
     """The report.
 
     Args:
@@ -63,32 +63,32 @@ def campaign(results: Sequence[Result], watch: Stopwatch | None = None) -> Resul
         watch: started with the work.
 
     Returns:
-        Result of kind "campaign", table over sign; `finding_*` in the summary is what each experiment says of itself.
+        Result of kind "signs", table over sign; `finding_*` in the summary is what each experiment says of itself.
     """
     found = {result.kind: result for result in results if result.kind in EXPERIMENTS}
-    signs = [sign for read in (_matched, _gate, _triangulate, _lr_sweep, _grid, _branches, _mixing) for sign in read(found)]
-    names = [f"{EXPERIMENTS[sign.kind]} {sign.what}" for sign in signs]
+    rows = [sign for read in (_matched, _gate, _triangulate, _lr_sweep, _grid, _branches, _mixing) for sign in read(found)]
+    names = [f"{EXPERIMENTS[sign.kind]} {sign.what}" for sign in rows]
     text = "text"
     variables = {
-        "experiment": (("sign",), [EXPERIMENTS[sign.kind] for sign in signs], text, "which of the seven"),
-        "what": (("sign",), [sign.what for sign in signs], text, "the number in words"),
-        "value": (("sign",), [sign.value for sign in signs], "see what", "the number"),
-        "plateau": (("sign",), [TYPES[sign.plateau] for sign in signs], text, "of which plateau it is a sign"),
-        "side": (("sign",), ["above" if sign.above else "below" for sign in signs], text, "on which side of its mark"),
-        "mark": (("sign",), [sign.mark for sign in signs], "see what", "the mark, ours"),
-        "past": (("sign",), [sign.past for sign in signs], "1", "1 past the mark, 0 short of it"),
+        "experiment": (("sign",), [EXPERIMENTS[sign.kind] for sign in rows], text, "which of the seven"),
+        "what": (("sign",), [sign.what for sign in rows], text, "the number in words"),
+        "value": (("sign",), [sign.value for sign in rows], "see what", "the number"),
+        "plateau": (("sign",), [TYPES[sign.plateau] for sign in rows], text, "of which plateau it is a sign"),
+        "side": (("sign",), ["above" if sign.above else "below" for sign in rows], text, "on which side of its mark"),
+        "mark": (("sign",), [sign.mark for sign in rows], "see what", "the mark, ours"),
+        "past": (("sign",), [sign.past for sign in rows], "1", "1 past the mark, 0 short of it"),
     }
     manifest = provenance(
         config={"results": sorted(result.identity for result in found.values())},
         device="none",
         dtype="float64",
         watch=watch or Stopwatch(),
-        subject="equilibrium campaign",
+        subject=", ".join(sorted({str(result.manifest.get("subject")) for result in found.values()}))[:80],
         weight_processing="none",
         parts={kind: result.manifest.get("subject") for kind, result in found.items()},
         seconds={kind: result.manifest.get("wall_time_s") for kind, result in found.items()},
     )
-    return Result("campaign", dataset({"sign": names}, variables), ("sign",), _summary(found, signs), manifest)
+    return Result("signs", dataset({"sign": names}, variables), ("sign",), _summary(found, rows), manifest)
 
 
 def _summary(found: Mapping[str, Result], signs: Sequence[Sign]) -> dict[str, Any]:
