@@ -49,8 +49,12 @@ def each(
     """What `measure` says of every model in turn, under one progress view; a model is dropped before the next is loaded."""
     from wallprobe import models as loading
     from wallprobe.hooks.subjects import subject
+    from wallprobe.runs import find_run
 
     place = loading.pick_device(device)
+    for name in models:  # a misspelt run is told before the first is measured
+        if not ("/" in name or Path(name).is_dir() or name.endswith(".gguf") or name.partition("@")[0] in loading.OWNERLESS):
+            find_run(name, runs)
     made = []
     with common.progress() as view:
         for name in models:

@@ -34,16 +34,23 @@ def lr_sweep(
 ) -> None:
     """One step along every gradient at every learning rate: how much does the loss fall, and where does it blow up?"""
     from wallprobe.hooks import lr_sweep as instrument
-    from wallprobe.hooks.triangulate import choose, usual
+    from wallprobe.hooks.triangulate import choose
 
     want, rates = diagnosing.wanted(prompts, text, 1, size, length, seed), diagnosing.numbers(lrs, "lrs")
     chosen = choose(estimators, reference)
+    options: dict[str, Any] = {"lrs": rates, "normalise": normalise, "evaluate": evaluate, "seed": seed}
     measured = diagnosing.each(
         models,
         "lr-sweep",
         want,
         lambda found, follow: instrument.lr_sweep(
-            found, chosen or usual(found), lrs=rates, normalise=normalise, evaluate=evaluate, seed=seed, on_progress=follow
+            found,
+            chosen or instrument.usual_gradients(found),
+            lrs=rates,
+            normalise=normalise,
+            evaluate=evaluate,
+            seed=seed,
+            on_progress=follow,
         ),
         device=device,
         runs=runs,
@@ -62,8 +69,6 @@ def lr_sweep(
 
 def _table(result: "Result") -> Any:
     """A row a learning rate, a column a gradient; then the footer."""
-    from wallprobe.hooks.triangulate import label
-
     data, summary = result.data, result.summary
     what = "the same batch" if data.attrs["evaluate"] == "same" else "held-out sequences"
     title = f"{summary['ckpt']}: change of the loss on {what} by one step, nats (it was {summary['before']:.4f}); negative is better"
@@ -80,7 +85,7 @@ def _table(result: "Result") -> Any:
             cells.append(missing if int(cell["diverged"]) else diagnosing.figure(float(cell["delta"]), "+.2e"))
         table.add_row(f"{lr:.1e}", *cells)
     table.add_section()
-    keys = [label(name) for name in names]
+    keys = names
     table.add_row("best", *(diagnosing.figure(summary[f"best_{key}"], "+.2e") for key in keys))
     table.add_row("at lr", *(diagnosing.figure(summary[f"best_lr_{key}"], ".1e") for key in keys))
     table.add_row("cos", *(diagnosing.figure(summary[f"cos_{key}"]) for key in keys))

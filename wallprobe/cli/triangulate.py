@@ -76,18 +76,13 @@ def _rows(result: "Result", summaries: list[dict[str, Any]]) -> Any:
     heads = ["ckpt", "val", "res", f"{tested}·{reference}", *([f"{reference}·{ceiling}"] if ceiling else []), "k"]
     for head in (*heads, f"{tested} self", f"{reference} self"):
         table.add_column(head, justify="left" if head == "ckpt" else "right")
-    short, their = family(tested), family(reference)
     for row in summaries:
+        short, their = family(row["tested"]), family(row["reference"])
         cells = [row["ckpt"], f"{row['val']:.3f}", diagnosing.figure(row["res"], ".1e"), diagnosing.figure(row[f"{short}_{their}"])]
-        cells += [diagnosing.figure(row[f"{their}_{family(ceiling)}"], ".6f")] if ceiling else []
-        table.add_row(
-            *cells, *(diagnosing.figure(row[key], form) for key, form in (("k", ".4g"), (f"{short}_self", "+.3f"))), _self(row, their)
-        )
+        cells += [diagnosing.figure(row[f"{their}_{family(row['ceiling'])}"], ".6f")] if ceiling else []
+        cells.append(diagnosing.figure(row["k"], ".4g"))
+        table.add_row(*cells, *(diagnosing.figure(row[f"{name}_self"]) for name in (short, their)))
     return table
-
-
-def _self(row: dict[str, Any], name: str) -> str:
-    return diagnosing.figure(row[f"{name}_self"])
 
 
 FORMS = {"cos": "+.4f", "cos_low": "+.4f", "cos_high": "+.4f", "k": ".3g", "projection": ".3g", "self_cos": "+.3f", "snr": ".3g"}

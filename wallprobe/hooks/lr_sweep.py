@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wallprobe.equilibrium import Equilibrium
 from wallprobe.errors import ConfigError, InstrumentError, WallprobeError
+from wallprobe.hooks.contracted import JAC
 from wallprobe.hooks.subjects import Subject
-from wallprobe.hooks.triangulate import Chosen, Places, label, made
+from wallprobe.hooks.triangulate import Chosen, Places, labels, made, usual
 from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, dataset
 from wallprobe.training import gradients
@@ -23,6 +25,16 @@ LRS = tuple(10 ** (power / 2) for power in range(-8, 1))
 NORMALISE = ("none", "unit", "match")
 EVALUATE = ("same", "heldout")
 DIVERGED = 1.0  # nats lost from which a step counts as diverged
+
+
+def usual_gradients(found: Subject) -> Chosen:
+    """What a model is stepped along unless others are asked for; of an equilibrium run, EP with its contraction penalty too."""
+    model = found.loaded.model
+    if not isinstance(model, Equilibrium):
+        return usual(found)
+    exact, run = f"bptt:steps={model.cfg.T1}", found.loaded.run
+    penalised = (f"eqprop{JAC}",) if run is not None and run.manifest.get("lam") is not None else ()
+    return Chosen((exact, "eqprop", *penalised, "eqprop-plain"), exact)
 
 
 def lr_sweep(
@@ -70,12 +82,14 @@ def lr_sweep(
                     on_progress(done, len(lrs) * len(chosen.specs))
     if _loss(model, there) != before:
         raise InstrumentError(f"the parameters of {found.name} are not what they were before the sweep")
-    coords = {"gradient": list(chosen.specs), "lr": list(lrs)}
-    data = _data(coords, losses, before, {spec: [-lr * scale.get(spec, math.nan) * angles[spec][2] for lr in lrs] for spec in chosen.specs})
+    short = labels(chosen.specs)
+    coords = {"gradient": list(short.values()), "lr": list(lrs)}
+    straight = [[-lr * scale.get(spec, math.nan) * angles[spec][2] for lr in lrs] for spec in chosen.specs]
+    data = _data(coords, [losses[spec] for spec in chosen.specs], before, straight)
     for place, (name, words) in enumerate((("cos", "cosine to the reference, blocks"), ("k", "norm over the reference's, blocks"))):
         data[name] = (("gradient",), [angles[spec][place] for spec in chosen.specs], {"units": "1", "long_name": words})
     data["reason"] = (("gradient",), [reasons.get(spec, "") for spec in chosen.specs], {"units": "text", "long_name": "why there is none"})
-    data.attrs |= {"reference": chosen.reference, "normalise": normalise, "evaluate": evaluate}
+    data.attrs |= {"reference": short[chosen.reference], "normalise": normalise, "evaluate": evaluate}
     config = {"ckpt": found.name, "gradients": list(chosen.specs), "lrs": list(lrs), "normalise": normalise, "evaluate": evaluate}
     manifest = provenance(
         config=config | {"reference": chosen.reference, "seed": seed, "data_hash": found.data_hash},
@@ -172,13 +186,11 @@ def _stepped(model: Any, kept: Mapping[str, Tensor], grads: Mapping[str, Tensor]
     return _loss(model, batch)
 
 
-def _data(coords: dict[str, Any], losses: Mapping[str, list[float]], before: float, straight: Mapping[str, list[float]]) -> Any:
+def _data(coords: dict[str, Any], after: list[list[float]], before: float, first: list[list[float]]) -> Any:
     dims = ("gradient", "lr")
-    after = [losses[spec] for spec in coords["gradient"]]
     delta = [[loss - before for loss in row] for row in after]
     gone = [[not math.isfinite(change) or change > DIVERGED for change in row] for row in delta]
     shown = [[math.nan if lost else change for lost, change in zip(*rows, strict=True)] for rows in zip(gone, delta, strict=True)]
-    first = [straight[spec] for spec in coords["gradient"]]
     return dataset(
         coords,
         {
@@ -193,9 +205,10 @@ def _data(coords: dict[str, Any], losses: Mapping[str, list[float]], before: flo
 def _summary(found: Subject, chosen: Chosen, data: Any, before: float, reasons: Mapping[str, str]) -> dict[str, Any]:
     """The footer, flat: best change and its learning rate, cosine and k of every gradient."""
     made: dict[str, Any] = {"ckpt": found.name, "reference": chosen.reference, "before": before, "data": found.data}
-    told = []
+    told, short = [], labels(chosen.specs)
     for spec in chosen.specs:
-        line, key = data.sel(gradient=spec), label(spec)
+        key = short[spec]
+        line = data.sel(gradient=key)
         there = [place for place, change in enumerate(line["delta"].values) if not math.isnan(change)]
         best = min(there, key=lambda place: float(line["delta"].values[place]), default=None)
         change, lr = (None, None) if best is None else (float(line["delta"].values[best]), float(line["lr"].values[best]))
@@ -203,5 +216,5 @@ def _summary(found: Subject, chosen: Chosen, data: Any, before: float, reasons: 
         made |= {f"best_{key}": change, f"best_lr_{key}": lr, f"diverges_{key}": min(gone, default=None) if spec not in reasons else None}
         made |= {f"cos_{key}": float(line["cos"]), f"k_{key}": float(line["k"])}
         missing = f"n/a ({reasons[spec]})" if spec in reasons else "diverges at every rate"
-        told.append(f"{spec} {missing if change is None else f'{change:+.2e} at {lr:.1e}'}")
+        told.append(f"{key} {missing if change is None else f'{change:+.2e} at {lr:.1e}'}")
     return made | {"finding": f"{found.name}, best one-step change of the loss in nats: {'; '.join(told)}."}

@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +120,12 @@ def label(spec: str) -> str:
     name, *options = spec.split(":")
     values = (option.partition("=")[2] for option in options)
     return name + "-".join(value for value in values if value.lower() not in ("true", "false"))
+
+
+def labels(specs: Sequence[str]) -> dict[str, str]:
+    """Spec -> label; the spec itself where two labels would be the same."""
+    short = [label(spec) for spec in specs]
+    return {spec: name if short.count(name) == 1 else spec for spec, name in zip(specs, short, strict=True)}
 
 
 def family(spec: str) -> str:

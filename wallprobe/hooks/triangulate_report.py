@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wallprobe.errors import ConfigError
 from wallprobe.hooks.subjects import Subject
-from wallprobe.hooks.triangulate import Chosen, Row, Sums, family, measure, usual
+from wallprobe.hooks.triangulate import Chosen, Row, Sums, family, labels, measure, usual
 from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, dataset
 from wallprobe.training import gradients
@@ -94,14 +94,14 @@ def report(rows: Sequence[Row], watch: Stopwatch, *, scope: str = "block", seed:
     groups = [name for name in (*gradients.GROUPS, gradients.OTHER) if any((name, inside) in rows[0].places.names for inside in (0, 1))]
     coords: dict[str, list[Any]] = {
         "ckpt": [row.subject.name for row in rows],
-        "estimator": list(chosen.specs),
+        "estimator": list(labels(chosen.specs).values()),
         "group": groups,
         "batch": list(range(max(len(row.subject.batches) for row in rows))),
     }
     summary = summary_of(rows[-1], scope)
     config: dict[str, Any] = {
         "ckpts": coords["ckpt"],
-        "estimators": coords["estimator"],
+        "estimators": list(chosen.specs),
         "reference": chosen.reference,
         "ceiling": chosen.ceiling,
     }
@@ -148,7 +148,8 @@ def _data(rows: Sequence[Row], coords: dict[str, list[Any]], scope: str) -> Any:
     for name, values in zip(("cos", "k"), by_batch, strict=True):
         grid[f"batch_{name}"] = ((*dims, "batch"), values, "1", f"{name} of each batch")
     chosen = rows[0].chosen
-    roles = {"reference": chosen.reference, "ceiling": chosen.ceiling or "", "tested": chosen.tested}
+    short = labels(chosen.specs)
+    roles = {"reference": short[chosen.reference], "ceiling": short.get(chosen.ceiling or "", ""), "tested": short[chosen.tested]}
     return dataset(coords, grid, **roles, scope=scope)
 
 
@@ -187,18 +188,18 @@ def summaries(rows: Sequence[Row], scope: str) -> list[dict[str, Any]]:
 
 def _finding(name: str, chosen: Chosen, figures: Mapping[str, Mapping[str, float]]) -> str:
     """One plain sentence of figures."""
-    first, reference = figures[chosen.tested], figures[chosen.reference]
+    first, reference, short = figures[chosen.tested], figures[chosen.reference], labels(chosen.specs)
 
     def told(value: float, form: str = ".3f") -> str:
         return "n/a" if math.isnan(value) else format(value, form)
 
-    ceiling = ""
+    ceiling, tested, held_to = "", short[chosen.tested], short[chosen.reference]
     if chosen.ceiling is not None:
         cos = figures[chosen.ceiling]["cos"]
-        ceiling = f"; {chosen.ceiling} agrees with {chosen.reference} to 1 - cos = {told(1 - cos, '.1e')}"
+        ceiling = f"; {short[chosen.ceiling]} agrees with {held_to} to 1 - cos = {told(max(1 - cos, 0.0), '.1e')}"
     return (
-        f"{name}: {chosen.tested} has cosine {told(first['cos'])} to {chosen.reference} at {told(first['k'], '.3g')} times its norm; "
-        f"between batches it agrees with itself by {told(first['self_cos'])}, {chosen.reference} by {told(reference['self_cos'])}{ceiling}."
+        f"{name}: {tested} has cosine {told(first['cos'])} to {held_to} at {told(first['k'], '.3g')} times its norm; "
+        f"between batches it agrees with itself by {told(first['self_cos'])}, {held_to} by {told(reference['self_cos'])}{ceiling}."
     )
 
 

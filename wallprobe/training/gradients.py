@@ -33,9 +33,9 @@ GROUPS: Mapping[str, re.Pattern[str]] = {
 OTHER = "other"
 # What transformers calls the same places in a decoder that the bridge holds, for parameters no bridged module has.
 ALIASES = (
-    (re.compile(r"(^|\.)(embed_tokens|wte|embed_in|tok_embeddings)\."), "embed."),
-    (re.compile(r"(^|\.)(wpe|embed_positions)\."), "pos_embed."),
-    (re.compile(r"(^|\.)(lm_head|embed_out)\."), "unembed."),
+    (re.compile(r"^(.*\.)?(embed_tokens|wte|embed_in|tok_embeddings)\."), "embed."),
+    (re.compile(r"^(.*\.)?(wpe|embed_positions)\."), "pos_embed."),
+    (re.compile(r"^(.*\.)?(lm_head|embed_out)\."), "unembed."),
     (re.compile(r"^(model|transformer|gpt_neox)\.(norm|ln_f|final_layer_norm)\."), "ln_final."),
 )
 STACK = re.compile(r"^(?:model|transformer|gpt_neox)\.(?:layers|h|decoder\.layers)\.(\d+)\.")
