@@ -192,7 +192,8 @@ def campaign(
     for row in overview.values:
         console.print(f"[bold]{row['what']}[/bold]", soft_wrap=True)
         console.print(f"{row['says']}\n", soft_wrap=True, markup=False)
-    console.print(overview.summary["finding"], style="bold", soft_wrap=True, markup=False)
+    for result in (found["signs"], overview):
+        console.print(result.summary["finding"], style="bold", soft_wrap=True, markup=False)
     console.print("[dim]see it: wallprobe gallery --open[/dim]")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from wallprobe import models, results, runs
 from wallprobe.errors import WallprobeError
-from wallprobe.hooks import branches, lr_sweep, mixing, triangulate, triangulate_report
+from wallprobe.hooks import branches, lr_sweep, mixing, signs, triangulate, triangulate_report
 from wallprobe.hooks.subjects import Subject, Wanted, subject
 from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, load_result, plain
@@ -123,7 +123,7 @@ def campaign(
         on_progress: told (what, done, of how many).
 
     Returns:
-        The overview, of kind "campaign", and the seven Results by name.
+        The overview, of kind "campaign", and the seven Results by name, with their signs of the three plateaus.
 
     Raises:
         WallprobeError: as the trainings and instruments.
@@ -150,6 +150,8 @@ def campaign(
     parts["lr_sweep"] = making.once("lr_sweep", both[:1], lambda: _swept(subject(last, want), making))
     overview = _overview(wanted, parts, runs.find_run(str(arms[0].run_name), root), watch)
     overview.save(store)
+    parts["signs"] = signs.signs(list(parts.values()), watch)
+    parts["signs"].save(store)
     return overview, parts
 
 
