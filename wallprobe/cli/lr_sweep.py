@@ -43,15 +43,7 @@ def lr_sweep(
         models,
         "lr-sweep",
         want,
-        lambda found, follow: instrument.lr_sweep(
-            found,
-            chosen or instrument.usual_gradients(found),
-            lrs=rates,
-            normalise=normalise,
-            evaluate=evaluate,
-            seed=seed,
-            on_progress=follow,
-        ),
+        lambda found, follow: instrument.lr_sweep(found, chosen or instrument.usual_gradients(found), **options, on_progress=follow),
         device=device,
         runs=runs,
     )
