@@ -95,8 +95,8 @@ def test_a_warm_start_takes_moments_average_and_lambda(tmp_path):
 
 
 def test_prewarm_contracts_and_does_not_learn(tmp_path):
-    model = dataclasses.replace(TINY.model, emb_std=0.02, resinit=0.3)
-    recipe = dataclasses.replace(TINY, model=model, steps=1, prewarm=8, warmup=0, snapshots=(0,))
+    model = dataclasses.replace(TINY.model, resinit=0.3)
+    recipe = dataclasses.replace(TINY, model=model, steps=1, prewarm=40, warmup=0, snapshots=(0,))
     train(EqJob("cold", dataclasses.replace(recipe, prewarm=0)), tmp_path)
     train(EqJob("warmed", recipe), tmp_path)
     both = [models.load(f"{name}-s0", root=tmp_path).model for name in ("cold", "warmed")]
@@ -106,7 +106,7 @@ def test_prewarm_contracts_and_does_not_learn(tmp_path):
         z, draws = model.relax(model.embedded(x)).z, torch.Generator().manual_seed(1)
         with torch.no_grad():
             sizes.append(float(torch.stack([penalty(model, z, draws) for _ in range(50)]).mean()))
-    assert sizes[1] < 0.8 * sizes[0]
+    assert sizes[1] < 0.5 * sizes[0]
     start, end = (dict(model.named_parameters()) for model in both)
     assert torch.equal(start["unembed.W_U"], end["unembed.W_U"])  # no task gradient reached it
     assert not torch.equal(start["blocks.0.mlp.W_out"], end["blocks.0.mlp.W_out"])

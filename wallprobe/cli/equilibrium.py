@@ -178,9 +178,23 @@ def campaign(
     json: common.Json = False,
 ) -> None:
     """All experiments at a preset; killed anywhere, the same command goes on."""
-    from wallprobe.errors import ConfigError
+    from wallprobe.hooks import equilibrium_campaign as whole
 
-    raise ConfigError("the campaign is not there yet; use matched, gate and grid")
+    wanted = whole.plan(preset, _recipe(preset, text, dataset, tokenizer, vocabulary, None), seed)
+    with _bars() as told:
+        overview, found = whole.campaign(wanted, runs, results, workers=jobs, on_progress=told)
+    if json:
+        _print(overview, results, json, equilibrium_tables.matched)
+        return
+    console = common.out()
+    for name, table in (("matched", equilibrium_tables.matched), ("gate", equilibrium_tables.gate), ("grid", equilibrium_tables.grid)):
+        console.print(table(found[name]))
+    for row in overview.values:
+        console.print(f"[bold]{row['what']}[/bold]", soft_wrap=True)
+        console.print(f"{row['says']}\n", soft_wrap=True, markup=False)
+    for result in (found["signs"], overview):
+        console.print(result.summary["finding"], style="bold", soft_wrap=True, markup=False)
+    console.print("[dim]see it: wallprobe gallery --open[/dim]")
 
 
 def _recipe(
@@ -228,10 +242,23 @@ def _known(fields: dict[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         if name not in there:
             raise ConfigError(f"--set {name}: no such field; there are: {', '.join(there)}")
-        kind = str(whole[name].type)
-        if kind in ("int", "float") and (isinstance(value, str) or (kind == "int" and not isinstance(value, int))):
-            raise ConfigError(f"--set {name}={value}: give a number of type {kind}")
-    return fields
+        kind = whole[name].type
+        if (kind is int and not isinstance(value, int)) or (kind is float and isinstance(value, str)):
+            raise ConfigError(f"--set {name}={value}: give a number of type {kind.__name__}")
+    made = {name: whole[name].type for name in fields}
+    return {
+        name: float(value) if made[name] is float else _truth(name, value) if made[name] is bool else value
+        for name, value in fields.items()
+    }
+
+
+def _truth(name: str, value: Any) -> bool:
+    from wallprobe.errors import ConfigError
+
+    words = {"true": True, "false": False, "1": True, "0": False}
+    if str(value).lower() not in words:
+        raise ConfigError(f"--set {name}={value}: give true or false")
+    return words[str(value).lower()]
 
 
 def _words(text: str) -> list[str]:

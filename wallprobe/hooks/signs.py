@@ -130,7 +130,7 @@ def _matched(found: Mapping[str, Result]) -> list[Sign]:
         Sign("matched", "median residual over its target, same half", over, 2, False, 1.0),
         Sign("matched", "architecture gap BPTT+ctl − BP, nats", gap, 2, True, 0.05),
         Sign("matched", "rule gap EP − BPTT+ctl, nats", rule, 3, True, 0.05),
-        Sign("matched", "share of λ's moves that turn round, same half", flips, 3, True, 0.4),
+        Sign("matched", "share of steps at which λ turns round, same half", flips, 3, True, 0.4),
         Sign("matched", "cosine of task and penalty gradient, same half", cos, 3, False, -0.5),
     ]
 
@@ -147,7 +147,7 @@ def _second_half(result: Result, place: int) -> tuple[float, float, float, float
         return math.nan, math.nan, math.nan, math.nan
     moves = np.diff(lam)
     moves = np.sign(moves[moves != 0])
-    turns = float((moves[1:] != moves[:-1]).mean()) if len(moves) > 1 else 0.0
+    turns = float((moves[1:] != moves[:-1]).sum()) / len(lam)
     pinned = float((lam >= control["most"] * (1 - 1e-9)).mean())
     return float(gated.mean()), pinned, float(np.median(res)) / float(control["target"]), turns
 

@@ -27,7 +27,7 @@ NUMBERS = {
     "plateau_skip_share": "share of steps gated",
     "plateau_at_most_share": "share of steps with λ at its maximum",
     "plateau_res_over_target": "median residual over its target",
-    "plateau_flip_share": "share of λ's moves that turn round",
+    "plateau_flip_share": "share of steps at which λ turns round",
     "plateau_cos_task_jac": "cosine of task and penalty gradient",
 }
 

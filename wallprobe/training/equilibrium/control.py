@@ -134,7 +134,7 @@ def classify(
     if not res:
         return Plateau("none", math.nan, math.nan, math.nan, math.nan, math.nan)
     moves = [now - before for before, now in itertools.pairwise(lam) if now != before]
-    flips = sum((a > 0) != (b > 0) for a, b in itertools.pairwise(moves)) / max(1, len(moves) - 1)
+    flips = sum((a > 0) != (b > 0) for a, b in itertools.pairwise(moves)) / len(lam)
     share = sum(skipped) / len(skipped)
     pinned = sum(value >= limits.most * (1 - 1e-9) for value in lam) / len(lam)
     over = sorted(res)[len(res) // 2] / limits.target

@@ -356,7 +356,7 @@ def _grid_row(part: Sequence[runs.Run]) -> dict[str, Any]:
         "res": max(_number(log[-1]["res"]) for log in logs),
         "lam_end": mean([_number(log[-1]["lam"]) for log in logs]),
         "at_most_share": mean(pinned),
-        "skips": mean([log[-1]["skips"] for log in logs]),
+        "skips": mean([_number(log[-1]["skips"]) for log in logs]),
         "excursions": sum(log[-1]["excursions"] for log in logs),
         "status": ", ".join(odd) or "done",
     }
