@@ -38,6 +38,7 @@ def lr_sweep(
 
     want, rates = diagnosing.wanted(prompts, text, 1, size, length, seed), diagnosing.numbers(lrs, "lrs")
     chosen = choose(estimators, reference)
+    options: dict[str, Any] = {"lrs": rates, "normalise": normalise, "evaluate": evaluate, "seed": seed}
     measured = diagnosing.each(
         models,
         "lr-sweep",
