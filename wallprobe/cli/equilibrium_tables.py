@@ -61,8 +61,13 @@ def gate(result: "Result") -> "Table":
     """exp4."""
     columns = [("arm", "arm", ""), ("skip", "skip_share", ".0%"), ("first valid", "first_valid", ".0f")]
     columns += [(f"res @{step}", f"res_{step}", ".0e") for step in (0, 20, 60)]
-    columns += [("cos then", "cos_first_valid", "+.2f"), ("λ", "lam", ".3g"), ("val at end", "final_val", ".3f")]
-    columns += [("best", "best_val", ".3f"), ("@step", "best_step", ".0f"), ("out", "excursions", ".0f")]
+    columns += [("cos then", "cos_first_valid", "+.2f"), ("λ", "lam", ".3g")]
+    columns += [
+        ("val @20", "val_20", ".3f"),
+        ("val @60", "val_60", ".3f"),
+        ("val at end", "final_val", ".3f"),
+        ("out", "excursions", ".0f"),
+    ]
     return _made(result, "Warm-up against the gate", columns, {"first_valid": "never", "cos_first_valid": "-"})
 
 

@@ -59,14 +59,15 @@ def matched(jobs: Sequence[EqJob], root: Path | None = None, *, workers: int | N
     exact gradient's. An arm that did not end well makes a gap that is not there.
 
     Args:
-        jobs: arms; gaps need those named ...-ep, ...-bptt and ...-bp.
+        jobs: arms; gaps need those of eqprop, bptt and the transformer.
         root: run store.
         workers: trainings at once.
         on_progress: told how far each is.
     """
     watch = Stopwatch()
     found = train_all(jobs, root, workers=workers, on_progress=on_progress)
-    rows = [{"arm": _arm(one), **_matched_row(run)} for one, run in zip(jobs, found, strict=True)]
+    names = {method: arm for arm, method in ARMS.items()}
+    rows = [{"arm": names.get(one.method, one.method), **_matched_row(run)} for one, run in zip(jobs, found, strict=True)]
     by_arm = {row["arm"]: row for row in rows}
     summary: dict[str, Any] = {"arms": len(rows)}
     for name, (above, below) in {"architecture_gap": ("bptt", "bp"), "rule_gap": ("ep", "bptt")}.items():
@@ -130,6 +131,7 @@ GATE: Mapping[str, tuple[str, str]] = MappingProxyType(
         "lam": ("", "weight of the contraction penalty at the end"),
         "best_val": ("nats", "least validation cross-entropy of the averaged parameters"),
         "best_step": ("steps", "where"),
+        **{f"val_{step}": ("nats", f"validation cross-entropy of the averaged parameters at step {step}") for step in GATE_STEPS[1:]},
         "final_val": ("nats", "the same at the end"),
         "final_val_raw": ("nats", "validation cross-entropy of the parameters as they are, at the end"),
         "excursions": ("", "times the residual left ten targets"),
@@ -213,6 +215,8 @@ def _gate_row(one: EqJob, run: runs.Run) -> dict[str, Any]:
     row: dict[str, Any] = {"what": f"warmup {recipe.warmup}, prewarm {recipe.prewarm}, resinit {recipe.model.resinit:g}"}
     row |= {"skip_share": seen["skips"] / max(1, len(res)), "first_valid": _number(seen["first_valid"])}
     row |= {f"res_{step}": _number(res[min(step, len(res) - 1)]) if res and step <= len(res) else math.nan for step in GATE_STEPS}
+    vals = {entry["step"]: _number(entry["val"]) for entry in manifest["log"]}
+    row |= {f"val_{step}": vals.get(step, math.nan) for step in GATE_STEPS[1:]}
     row |= {"cos_first_valid": _number(seen["first_cos"]), "lam": _number(manifest["lam"]), "best_val": manifest["best_val"]}
     row |= {"best_step": manifest["best_step"], "final_val": last["val"], "final_val_raw": last["val_raw"]}
     return row | {"excursions": seen["excursions"], "status": manifest["status"]}

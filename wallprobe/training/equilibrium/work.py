@@ -52,7 +52,7 @@ def train_all(
 def _follow(job: EqJob, on_progress: Told | None) -> Callable[[Progress], None] | None:
     if on_progress is None:
         return None
-    return lambda told: on_progress(job.name, told.step, job.recipe.steps)
+    return lambda told: on_progress(str(job.run_name), told.step, job.recipe.steps)
 
 
 def _in_pool(todo: Sequence[EqJob], root: Path | None, count: int, force: bool, on_progress: Told | None) -> None:
@@ -65,7 +65,7 @@ def _in_pool(todo: Sequence[EqJob], root: Path | None, count: int, force: bool, 
                 done, _ = wait(waiting, timeout=POLL, return_when=FIRST_COMPLETED)
                 for job in waiting.values() if on_progress else ():
                     assert on_progress is not None
-                    on_progress(job.name, at(job, root), job.recipe.steps)
+                    on_progress(str(job.run_name), at(job, root), job.recipe.steps)
                 for future in done:
                     waiting.pop(future)
                     error = future.exception()
