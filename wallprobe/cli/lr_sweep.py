@@ -38,19 +38,12 @@ def lr_sweep(
 
     want, rates = diagnosing.wanted(prompts, text, 1, size, length, seed), diagnosing.numbers(lrs, "lrs")
     chosen = choose(estimators, reference)
+    options: dict[str, Any] = {"lrs": rates, "normalise": normalise, "evaluate": evaluate, "seed": seed}
     measured = diagnosing.each(
         models,
         "lr-sweep",
         want,
-        lambda found, follow: instrument.lr_sweep(
-            found,
-            chosen or instrument.usual_gradients(found),
-            lrs=rates,
-            normalise=normalise,
-            evaluate=evaluate,
-            seed=seed,
-            on_progress=follow,
-        ),
+        lambda found, follow: instrument.lr_sweep(found, chosen or instrument.usual_gradients(found), **options, on_progress=follow),
         device=device,
         runs=runs,
     )

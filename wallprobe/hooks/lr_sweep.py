@@ -31,7 +31,8 @@ def usual_gradients(found: Subject) -> Chosen:
     """What a model is stepped along unless others are asked for; of an equilibrium run, EP with its contraction penalty too."""
     model = found.loaded.model
     if not isinstance(model, Equilibrium):
-        return usual(found)
+        whole = usual(found)  # the ceiling's step is the reference's
+        return Chosen(tuple(spec for spec in whole.specs if spec != whole.ceiling), whole.reference)
     exact, run = f"bptt:steps={model.cfg.T1}", found.loaded.run
     penalised = (f"eqprop{JAC}",) if run is not None and run.manifest.get("lam") is not None else ()
     return Chosen((exact, "eqprop", *penalised, "eqprop-plain"), exact)

@@ -72,7 +72,10 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _reason(sums: Sums, mask: Tensor) -> str:
-    """Why a cosine is not there, from the first batch that says it."""
+    """Why a cosine is not there, from the first batch that says it, or should not be relied on."""
+    astray = sum(aux.get("converged") is False for aux in sums.aux)
+    if astray:
+        return f"did not converge on {astray} of {len(sums.aux)} batches"
     for cross, shared, theirs in zip(*(part[..., mask].sum(-1).tolist() for part in (sums.cross, sums.shared, sums.theirs)), strict=True):
         why = gradients.cosine(cross, shared, theirs)[1]
         if why:

@@ -140,12 +140,13 @@ def _arms(result: Result) -> tuple[Figure, ...]:
     if charts.has(result, "log_step", "log_val"):
         lines = [(arm, charts.values(data["log_step"].sel(arm=arm)), charts.values(data["log_val"].sel(arm=arm))) for arm in arms]
         made.append(_curve(lines, "validation cross-entropy", "nats"))
+    fixed = {arm for arm in arms if "step_res" in data and any(charts.values(data["step_res"].sel(arm=arm)))}
     every_step = {"step_res": ("residual of the free phase", "relative step"), "step_lam": ("weight of the contraction penalty, λ", "")}
     for name, (words, unit) in every_step.items():
         if name in data:
             every = list(range(data.sizes["step"]))
             steps = [(arm, every, charts.values(data[name].sel(arm=arm))) for arm in arms]
-            made.append(_curve([line for line in steps if any(line[2])], words, unit, log=True))
+            made.append(_curve([line for line in steps if line[0] in fixed], words, unit, log=True))
     return tuple(made)
 
 

@@ -103,6 +103,8 @@ def _bias(result: Result) -> Figure:
     for name in names(result):
         color, symbol, _ = look(result, name)
         at = data.sel(estimator=name)
+        if "reason" in data:
+            at = at.where(at["reason"] == "")  # what did not converge has a size that says nothing
         x, y = (charts.values(at[key].stack(all=("ckpt", "batch"))) for key in ("batch_cos", "batch_k"))
         words = [charts.text(f"{name}, {ckpt}, batch {batch}") for ckpt in data["ckpt"].values for batch in data["batch"].values]
         mark = {"color": f"{color}-soft", "size": 10, "symbol": symbol, "line": {"color": color, "width": 2}}
@@ -115,7 +117,7 @@ def _bias(result: Result) -> Figure:
     traces.insert(0, noise | {"line": {"color": "@muted", "width": 1.5, "dash": "dot"}, "hoverinfo": "skip"})
     layout = {
         "xaxis": charts.axis("cosine to the reference", range=[-1.08, 1.08]),
-        "yaxis": charts.axis("norm over the reference's, k", **charts.scale([*sizes, 1.0])),
+        "yaxis": charts.axis("norm over the reference's, k", type="log", nticks=8, exponentformat="power"),
     }
     tested = str(data.attrs["tested"])
     left = [value for value in charts.values(data["projection"].sel(estimator=tested)) if value is not None]
