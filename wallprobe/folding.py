@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from wallprobe.errors import ConfigError
-from wallprobe.models import Loaded, first_line, quiet
+from wallprobe.models import Loaded, quiet
+from wallprobe.sources import first_line
 
 FOLDED = 1e-3  # nats by which folding may move a log-probability
 

@@ -21,26 +21,14 @@ from torch import Tensor, nn
 
 from wallprobe import runs
 from wallprobe.endogenous import add_endogenous
+from wallprobe.equilibrium import EqConfig, Equilibrium, fill
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError, UnknownNameError
 from wallprobe.sizes import SIZES, count
-from wallprobe.storage import sha256_file
+from wallprobe.sources import check_complete, first_line, hash_files, refuse_encoder, unreachable
 
 # Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
 RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
 OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
-ENCODERS = (
-    "bert",
-    "roberta",
-    "distilbert",
-    "albert",
-    "electra",
-    "xlm-roberta",
-    "camembert",
-    "mpnet",
-    "deberta",
-    "deberta-v2",
-    "modernbert",
-)
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -107,8 +95,8 @@ class Loaded:
 
     Attributes:
         name: how the user called it.
-        kind: "run", "folder", "gguf", "hub", or "net" (a network of the audit).
-        model: HookedTransformer or TransformerBridge; both answer to the same hook names.
+        kind: "run", "equilibrium", "folder", "gguf", "hub", or "net" (a network of the audit).
+        model: HookedTransformer or TransformerBridge, which answer to the same hook names; or an equilibrium transformer.
         n_layers: blocks.
         d_model: width of the residual stream.
         weight_hash: SHA-256 of the weights' files, None where the files are not at hand.
@@ -186,11 +174,11 @@ def on_input(loaded: Loaded, path: str, callback: Callable[[Tensor], object]) ->
     return module.register_forward_pre_hook(hook, with_kwargs=True).remove
 
 
-def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "cpu") -> nn.Module:
+def build(shape: Mapping[str, Any], state: Mapping[str, Tensor], device: str = "cpu") -> nn.Module:
     """A HookedTransformer of a run's shape: causal, pre-LN, exact GELU, learned positions.
 
     Args:
-        shape: `n_layers`, `d_model`, `n_heads`, `n_ctx`, `vocabulary`.
+        shape: `n_layers`, `d_model`, `n_heads`, `n_ctx`, `vocabulary`; `act_fn` where it is not exact GELU.
         state: parameters by HookedTransformer name. Those under `temperature.` and `blocks.L.attn.gate.` (endogenous conditions) become
             part of the model, so that it computes what was trained. Those under `head.` (a training's scalar head, which only reads)
             are left out.
@@ -210,7 +198,7 @@ def build(shape: Mapping[str, int], state: Mapping[str, Tensor], device: str = "
             d_mlp=4 * shape["d_model"],
             n_ctx=shape["n_ctx"],
             d_vocab=shape["vocabulary"],
-            act_fn="gelu",
+            act_fn=shape.get("act_fn", "gelu"),
             normalization_type="LN",
             init_weights=False,
             device=device,
@@ -256,7 +244,7 @@ def hooked(net: Any, name: str = "net") -> Loaded:
             super().__init__()
             self.net, self.hook_embed = net, HookPoint()
             self.blocks = nn.ModuleList(Point() for _ in net.blocks)
-            self.setup()
+            HookedRootModule.setup(self)
 
         def forward(self, x: Tensor, stop_at_layer: int | None = None) -> Tensor:
             """Logits, or the state before a block."""
@@ -276,11 +264,41 @@ def _through(hook: Any, state: Tensor) -> Tensor:
     return out[:, 0] if state.ndim == 2 else out.transpose(1, 2).reshape(state.shape) if state.ndim == 4 else out
 
 
+def equilibrium(cfg: EqConfig, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> Equilibrium:
+    """An equilibrium transformer with transformer-lens hooks, caches and all.
+
+    Args:
+        cfg: shape and dynamics.
+        state: parameters by name; None leaves those drawn from the seed.
+        seed: of that draw.
+
+    Raises:
+        CheckpointError: if the parameters are another model's.
+    """
+    with quiet():
+        from transformer_lens import HookedRootModule
+        from transformer_lens.hook_points import HookPoint
+
+    class EquilibriumTransformer(Equilibrium, HookedRootModule):  # type: ignore[misc]
+        """The model between hooks."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lay(cfg, seed, HookPoint)
+            HookedRootModule.setup(self)
+
+    model: Equilibrium = EquilibriumTransformer()
+    if state is not None:
+        fill(model, state)
+    return model.eval()
+
+
 def load_run(run: runs.Run, device: str = "cpu") -> Loaded:
-    """A run's model, its weights verified against the manifest."""
-    shape = run.manifest["shape"]
-    model = build(shape, run.tensors(), device)
-    return Loaded(str(run.name), "run", model, shape["n_layers"], shape["d_model"], run.manifest["weight_hash"], run=run)
+    """A run's model, its weights verified against the manifest; `kind` "equilibrium" for an equilibrium transformer's."""
+    shape, fixed = run.manifest["shape"], run.kind == runs.EQUILIBRIUM
+    model = equilibrium(EqConfig.of(shape), run.tensors()).to(device) if fixed else build(shape, run.tensors(), device)
+    kind = runs.EQUILIBRIUM if fixed else "run"
+    return Loaded(str(run.name), kind, model, shape["n_layers"], shape["d_model"], run.manifest["weight_hash"], run=run)
 
 
 def load(source: str, device: str = "cpu", root: Path | None = None) -> Loaded:
@@ -314,17 +332,6 @@ def load(source: str, device: str = "cpu", root: Path | None = None) -> Loaded:
     if source.partition("@")[0] in OWNERLESS:
         return _load_hub(source, device)
     return load_run(runs.find_run(source, root), device)
-
-
-def hash_files(paths: list[Path]) -> str | None:
-    """One SHA-256 over the files' own hashes, in name order."""
-    if not paths:
-        return None
-    if len(paths) == 1:
-        return sha256_file(paths[0])
-    import hashlib
-
-    return hashlib.sha256("".join(sha256_file(path) for path in sorted(paths)).encode()).hexdigest()
 
 
 def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, device: str) -> Loaded:
@@ -405,15 +412,6 @@ def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Pla
     return _read_local(source, "hub", folder, None, device, weights=weights)
 
 
-def check_complete(source: str, loading: Mapping[str, Any]) -> None:
-    """Refuse what transformers only warns about: parameters that are not in the file are filled at random."""
-    missing = sorted(str(name) for name in loading.get("missing_keys", ()))
-    if missing:
-        raise CheckpointError(
-            f"{source} lacks {len(missing)} parameters its config asks for ({', '.join(missing[:3])}, ...); fetch it again"
-        )
-
-
 def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -465,35 +463,8 @@ def _load_hub(source: str, device: str) -> Loaded:
     return _loaded(source, "hub", model.eval(), tokenizer, None)
 
 
-def unreachable(source: str, error: Exception) -> UnknownNameError:
-    """What to say of a hub id that gave no model."""
-    if "gated" in f"{type(error).__name__} {error}".lower():
-        return UnknownNameError(f"model '{source}' is gated: accept its terms on the hub and log in (hf auth login), then run this again")
-    return UnknownNameError(
-        f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
-        f"({first_line(error)}); give a hub id, a local folder, a .gguf file or a run name"
-    )
-
-
-def refuse_encoder(source: str, config: Any) -> None:
-    """Refuse what transformers would load as a decoder all the same.
-
-    Raises:
-        CheckpointError: if the configuration is an encoder's.
-    """
-    kind = str(getattr(config, "model_type", ""))
-    if kind in ENCODERS and not getattr(config, "is_decoder", False):
-        raise CheckpointError(f"{source} is an encoder ({kind}): it predicts no next token; give a causal decoder")
-
-
 def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str | None) -> Loaded:
     config = model.cfg
     # Not every adapter of the bridge sets the flag; none of the parallel ones has the hook.
     parallel = bool(getattr(config, "parallel_attn_mlp", False)) or hook_name(0, "resid_mid") not in model.hook_dict
     return Loaded(source, kind, model, int(config.n_layers), int(config.d_model), weight_hash, None, tokenizer, parallel)
-
-
-def first_line(error: Exception) -> str:
-    """An error's first line, at most 200 characters; its type where it says nothing."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]

@@ -16,6 +16,7 @@ from wallprobe.storage import read_json, sha256_file
 DEFAULT_SEED = 42
 BUNDLED = Path(__file__).resolve().parent / "bundled" / "runs"
 WEIGHTS, MANIFEST, EVALUATION, SNAPSHOTS = "weights.safetensors", "manifest.json", "eval", "snapshots"
+RUN, EQUILIBRIUM = "run", "equilibrium"  # kinds: a decoder (HookedTransformer), or one block at its fixed point
 NAME = re.compile(r"^(?P<condition>[a-z][a-z0-9_-]*)(?:@(?P<seed>\d+))?$")
 
 
@@ -68,6 +69,11 @@ class Run:
     path: Path
     manifest: dict[str, Any]
     bundled: bool
+
+    @property
+    def kind(self) -> str:
+        """`RUN` or `EQUILIBRIUM`: what kind of model the weights are of."""
+        return str(self.manifest.get("kind", RUN))
 
     @property
     def weights_path(self) -> Path:

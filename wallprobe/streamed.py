@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wallprobe.errors import CheckpointError, UnknownNameError
-from wallprobe.models import check_complete, first_line, hash_files, quiet, refuse_encoder, unreachable
+from wallprobe.models import quiet
 from wallprobe.shards import INDEX, SINGLE, Shards
 from wallprobe.sizes import count
+from wallprobe.sources import check_complete, first_line, hash_files, refuse_encoder, unreachable
 
 ATTENTION, STACKS = ("self_attn", "attention", "attn"), ("layers", "h")
 PARALLEL = ("gptj", "phi", "codegen", "cohere")  # attention and MLP read the same residual without saying so in their config

@@ -23,3 +23,9 @@ def test_bundled_measurements_are_small_and_name_no_machine():
     assert all(path.stat().st_size <= bundle.LIMIT for path in found)
     assert not [path for path in found for word in ("/work", "/tmp", "/root", "/home") if word in path.read_text()]
     assert not read_measurements("small", BUNDLE / "no local runs").left_out
+
+
+def test_the_page_of_the_equilibrium_is_the_bundled_ledger():
+    page = DOCS / "ledger-equilibrium.md"
+    again = f"make it again: python -m wallprobe.claims.bundle --area equilibrium --docs {page}"
+    assert page.read_text() == bundle.bundled_ledger(get_area("equilibrium"), "demo"), again

@@ -11,16 +11,21 @@ from wallprobe.cli import (
     ablate,
     attention,
     audit,
+    branches,
     calibration,
     claims,
+    collapse,
+    equilibrium,
     evaluate,
     flow,
     gains,
     gallery,
     geometry,
     interchange,
+    lr_sweep,
     maps,
     measure,
+    mixing,
     probe,
     readout,
     reproduce,
@@ -30,6 +35,7 @@ from wallprobe.cli import (
     scaling,
     temperature,
     train,
+    triangulate,
 )
 from wallprobe.errors import WallprobeError
 
@@ -54,13 +60,19 @@ COMMANDS = MappingProxyType(
         "probe": probe,
         "measure": measure,
         "audit": audit,
+        "triangulate": triangulate,
+        "lr-sweep": lr_sweep,
+        "branches": branches,
+        "mixing": mixing,
+        "collapse": collapse,
+        "equilibrium": equilibrium,
         "claims": claims,
         "reproduce": reproduce,
         "gallery": gallery,
     }
 )
 
-GROUPS = MappingProxyType({"audit": audit, "gallery": gallery})  # commands of several commands
+GROUPS = MappingProxyType({"audit": audit, "equilibrium": equilibrium, "gallery": gallery})  # commands of several commands
 
 INTERRUPTED = 130  # 128 + SIGINT
 

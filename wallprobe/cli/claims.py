@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def claims(
-    area: Annotated[str, typer.Argument(help="Whose claims: wall, gains or audit.", metavar="AREA")],
+    area: Annotated[str, typer.Argument(help="Whose claims: wall, gains, audit or equilibrium.", metavar="AREA")],
     preset: Annotated[str | None, typer.Option(help="Recipe of the runs to judge by.", show_default="the area's")] = None,
     verdict: Annotated[
         str | None, typer.Option(help="Show only these: reproduced, 'not reproduced' or 'not measured'.", show_default="all")

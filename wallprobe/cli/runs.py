@@ -37,7 +37,9 @@ def runs(runs: common.Runs = None, json: common.Json = False) -> None:
     for heading in ("run", "signal", "route", "preset", "steps", "minutes", "weights", "where"):
         table.add_column(heading, justify="right" if heading in ("steps", "minutes") else "left")
     for run, row in zip(found, summary, strict=True):
-        condition = run.manifest["config"]["condition"]
+        # A run of text has a training method and a kind of model in the place of a condition.
+        text = {"signal": run.manifest.get("method", "-"), "route": run.kind}
+        condition = run.manifest["config"].get("condition", text)
         minutes, where = f"{run.manifest['wall_time_s'] / 60:.1f}", "bundled" if run.bundled else str(run.path)
         told = (condition["signal"], condition["route"], row["preset"], row["steps"], minutes, run.manifest["weight_hash"][:8], where)
         table.add_row(str(run.name), *map(str, told))

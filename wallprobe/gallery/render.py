@@ -32,6 +32,17 @@ KINDS = {
     "rescale": ("Scaled sub-layers", "Does the loud layer matter?"),
     "audit": ("Audit", "Is that alignment figure a measurement at all?"),
     "attention": ("Attention", "Where does each head look?"),
+    "campaign": ("Campaign", "Why does training stop here: the rule, the architecture, or its controller?"),
+    "signs": ("Signs", "Which kind of plateau do the numbers look like?"),
+    "triangulate": ("Triangulation", "Is an estimated gradient the gradient?"),
+    "lr_sweep": ("Learning rates", "What does one step along each gradient buy?"),
+    "branches": ("Branches", "How much does each branch add, and how wide does attention look?"),
+    "mixing": ("Mixing", "How far back does a token still matter?"),
+    "collapse": ("Collapse", "How hard a nudge does the estimate stand?"),
+    "matched": ("Matched arms", "Is it the architecture, or the rule?"),
+    "gate": ("Validity gate", "When is each arm first allowed to learn?"),
+    "grid": ("Controller grid", "Does another floor, target or ceiling help, beyond the seeds' noise?"),
+    "equilibrium": ("Equilibrium training", "How did loss, residual and contraction go?"),
     "run": ("Runs", "What was trained, how the loss fell, and what was measured of it."),
 }
 

@@ -109,5 +109,6 @@ def run(
     model: Any = loaded.model
     stop = stop_at_layer if stop_at_layer is not None and stop_at_layer < loaded.n_layers else None
     with torch.no_grad():
-        output: Tensor = model.run_with_hooks(tokens.to(device), fwd_hooks=list(hooks.items()), stop_at_layer=stop)
+        options = {} if stop is None else {"stop_at_layer": stop}
+        output: Tensor = model.run_with_hooks(tokens.to(device), fwd_hooks=list(hooks.items()), **options)
     return output

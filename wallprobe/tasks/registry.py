@@ -14,6 +14,7 @@ from wallprobe.tasks.recurrence import RecurrenceTask
 from wallprobe.tasks.shuffled import ShuffledTask
 from wallprobe.tasks.sized import LengthTask, ModulusTask
 from wallprobe.tasks.task import Task
+from wallprobe.tasks.text import NAME as TEXT
 
 
 def built_in() -> Mapping[str, type[Task]]:
@@ -58,8 +59,10 @@ def from_manifest(entry: Mapping[str, Any]) -> Task:
     """The task of a run's manifest entry `task`; without a name it is the recurrence.
 
     Raises:
-        UnknownNameError, ConfigError: as `get_task`.
+        UnknownNameError, ConfigError: as `get_task`; for a run of text, whose exact answer nobody knows.
     """
+    if entry.get("name") == TEXT:
+        raise ConfigError("this run reads text, which has no exact answer to compare with; use triangulate, lr-sweep, branches or mixing")
     return get_task(str(entry.get("name", RecurrenceTask.name)), **{key: value for key, value in entry.items() if key != "name"})
 
 

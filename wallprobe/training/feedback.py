@@ -16,9 +16,11 @@ import torch.nn.functional as F
 import torch.nn.grad as conv
 from torch import Tensor, nn
 
+from wallprobe.equilibrium import Equilibrium
 from wallprobe.errors import ConfigError
 from wallprobe.rng import derive_seed, generator
-from wallprobe.training.estimators import Batch, CreditEstimator, GradResult, Maker
+from wallprobe.training import decoders
+from wallprobe.training.estimators import Batch, CreditEstimator, Estimator, GradResult, Maker
 from wallprobe.training.nets import Net
 
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
@@ -31,9 +33,12 @@ def built_in() -> Mapping[str, Maker]:
     return MappingProxyType({"bp": bp, "fa": fa, "dfa": dfa, "ep": ep, "frozen": frozen})
 
 
-def bp(model: Net, seed: int, *, penalty: float = 0.0) -> CreditEstimator:
-    """Backpropagation. `seed` decides nothing; `penalty` is weighed against the mean square of every state."""
-    return Backpropagation(penalty)
+def bp(model: nn.Module, seed: int, *, penalty: float = 0.0) -> Estimator:
+    """Backpropagation. `seed` decides nothing; `penalty` is weighed against the mean square of every state (networks of the audit)."""
+    if isinstance(model, Net):
+        return Backpropagation(penalty)
+    _without_penalty("bp", penalty)
+    return decoders.Backpropagation()
 
 
 def frozen(model: Net, seed: int, *, penalty: float = 0.0) -> CreditEstimator:
@@ -41,12 +46,22 @@ def frozen(model: Net, seed: int, *, penalty: float = 0.0) -> CreditEstimator:
     return Backpropagation(penalty, outer_only=True)
 
 
-def dfa(model: Net, seed: int, *, penalty: float = 0.0) -> CreditEstimator:
-    """Direct feedback alignment, B_l ~ N(0, 1) / sqrt(classes)."""
-    return Direct(feedback_matrices(model, seed), penalty)
+def dfa(model: nn.Module, seed: int, *, penalty: float = 0.0) -> Estimator:
+    """Direct feedback alignment, B_l ~ N(0, 1) / sqrt(classes); of a decoder, classes are its tokens."""
+    if isinstance(model, Net):
+        return Direct(feedback_matrices(model, seed), penalty)
+    if not hasattr(getattr(model, "cfg", None), "n_layers") or isinstance(model, Equilibrium):
+        raise ConfigError("direct feedback needs blocks one after the other with hooks between them; this model has none")
+    _without_penalty("dfa", penalty)
+    return decoders.Direct(seed)
 
 
-def fa(model: Net, seed: int, *, penalty: float = 0.0, fa_ln: str = "skip") -> CreditEstimator:
+def _without_penalty(name: str, penalty: float) -> None:
+    if penalty:
+        raise ConfigError(f"{name} of a decoder knows no penalty on states; leave it out")
+
+
+def fa(model: nn.Module, seed: int, *, penalty: float = 0.0, fa_ln: str = "skip") -> CreditEstimator:
     """Feedback alignment; `fa_ln` "skip" passes credits through layer norms unchanged, "true" uses their Jacobian.
 
     Raises:
@@ -54,6 +69,8 @@ def fa(model: Net, seed: int, *, penalty: float = 0.0, fa_ln: str = "skip") -> C
     """
     if fa_ln not in ("skip", "true"):
         raise ConfigError(f"fa_ln '{fa_ln}' is none of skip, true")
+    if not isinstance(model, Net):
+        raise ConfigError("feedback alignment knows no transport through attention; use bp or dfa")
     return Sequential(feedback_matrices(model, seed)[-1], random_weights(model, seed), penalty, skip_ln=fa_ln == "skip")
 
 

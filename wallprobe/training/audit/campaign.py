@@ -126,7 +126,7 @@ def _run_in_pool(
     failures = []
     context = multiprocessing.get_context("spawn")
     seen: dict[str, int] = {}
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin) as pool:
+    with ProcessPoolExecutor(count, mp_context=context, initializer=begin) as pool:
         waiting: dict[Future[None], AuditJob] = {pool.submit(_work, job, root, force): job for job in todo}
         try:
             while waiting:
@@ -146,7 +146,7 @@ def _run_in_pool(
     return failures
 
 
-def _begin() -> None:
+def begin() -> None:
     """Set a worker up: one thread, and an end with its parent, however that ends."""
     import torch
 

@@ -1,0 +1,128 @@
+"""`wallprobe triangulate`: one gradient by several estimators, on several batches."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wallprobe.cli import common, diagnosing
+
+if TYPE_CHECKING:
+    from wallprobe.results import Result
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(triangulate)
+
+
+def triangulate(
+    models: diagnosing.Models,
+    estimators: Annotated[
+        str | None, typer.Option(help="Names, commas between, options behind colons: bp,spsa:directions=4.", show_default="by model")
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="What the others are held to.", show_default="the first")] = None,
+    ceiling: Annotated[str | None, typer.Option(help="A second reference: how well is the first known?")] = None,
+    scope: Annotated[str, typer.Option(help="Parameters that figures are over: block or all.")] = "block",
+    wide: Annotated[bool, typer.Option("--wide", help="Also norms, snr and what estimators say of themselves.")] = False,
+    prompts: diagnosing.Prompts = None,
+    text: diagnosing.Text = None,
+    batches: diagnosing.Batches = 4,
+    size: diagnosing.Size = None,
+    length: diagnosing.Length = None,
+    seed: diagnosing.Seed = 0,
+    device: common.Device = "auto",
+    runs: common.Runs = None,
+    results: common.Results = None,
+    json: common.Json = False,
+) -> None:
+    """Is an estimated gradient the gradient: cosine, size, and does it agree with itself from batch to batch?"""
+    from wallprobe.hooks import triangulate as instrument
+    from wallprobe.hooks import triangulate_report as telling
+    from wallprobe.manifest import Stopwatch
+
+    watch, want = Stopwatch(), diagnosing.wanted(prompts, text, batches, size, length, seed)
+    chosen = instrument.choose(estimators, reference, ceiling)
+    rows = diagnosing.each(
+        models,
+        "triangulate",
+        want,
+        lambda subject, follow: instrument.measure(subject, chosen or instrument.usual(subject), seed=seed, on_progress=follow),
+        device=device,
+        runs=runs,
+    )
+    result = telling.report(rows, watch, scope=scope, seed=seed)
+    result.save(results)
+    summaries = telling.summaries(rows, scope)
+    if json:
+        common.print_json(result.to_json() | ({"summary": summaries} if len(rows) > 1 else {}))
+        return
+    out = common.out()
+    for table in (_rows(result, summaries), *_estimators(result, wide), _groups(result)):
+        out.print(table)
+    for cell in result.values:
+        if cell["reason"]:
+            out.print(f"{cell['ckpt']}, {cell['estimator']}: n/a, {cell['reason']}", soft_wrap=True, markup=False)
+    for summary in summaries:
+        out.print(summary["finding"], style="bold", soft_wrap=True, markup=False)
+    out.print("[dim]see it: wallprobe gallery --open[/dim]")
+
+
+def _rows(result: "Result", summaries: list[dict[str, Any]]) -> Any:
+    """The seed's columns, a row a checkpoint."""
+    from wallprobe.hooks.triangulate import family
+
+    tested, reference, ceiling = (result.data.attrs[role] for role in ("tested", "reference", "ceiling"))
+    table = diagnosing.narrow(f"Gradients over {result.data.attrs['scope']} parameters, medians over batches")
+    heads = ["ckpt", "val", "res", f"{tested}·{reference}", *([f"{reference}·{ceiling}"] if ceiling else []), "k"]
+    for head in (*heads, f"{tested} self", f"{reference} self"):
+        table.add_column(head, justify="left" if head == "ckpt" else "right")
+    for row in summaries:
+        short, their = family(row["tested"]), family(row["reference"])
+        cells = [row["ckpt"], f"{row['val']:.3f}", diagnosing.figure(row["res"], ".1e"), diagnosing.figure(row[f"{short}_{their}"])]
+        cells += [diagnosing.figure(row[f"{their}_{family(row['ceiling'])}"], ".6f")] if ceiling else []
+        cells.append(diagnosing.figure(row["k"], ".4g"))
+        table.add_row(*cells, *(diagnosing.figure(row[f"{name}_self"]) for name in (short, their)))
+    return table
+
+
+FORMS = {"cos": "+.4f", "cos_low": "+.4f", "cos_high": "+.4f", "k": ".3g", "projection": ".3g", "self_cos": "+.3f", "snr": ".3g"}
+WIDE = {"norm": ".3g", "k_low": ".3g", "k_high": ".3g", "seconds": ".2f"}
+OWN = dict.fromkeys(("res", "nudge_res", "amp", "lin", "outlier"), ".1e")
+HEADS = {"cos_low": "least", "cos_high": "most", "projection": "k cos", "self_cos": "self", "seconds": "s"}
+
+
+def _estimators(result: "Result", wide: bool) -> list[Any]:
+    """Every estimator with its range over batches; what else there is of it where asked."""
+    reference = result.data.attrs["reference"]
+    tables = [_cells(result, f"Each estimator against {reference}", FORMS)]
+    if wide:
+        tables.append(_cells(result, "Norms, ranges, time, and what estimators say of themselves", WIDE | OWN))
+    return tables
+
+
+def _cells(result: "Result", title: str, forms: dict[str, str]) -> Any:
+    table = diagnosing.narrow(title)
+    table.add_column("ckpt")
+    table.add_column("estimator")
+    shown = {name: form for name, form in forms.items() if name in result.data}
+    for name in shown:
+        table.add_column(HEADS.get(name, name), justify="right", no_wrap=True)
+    for cell in result.values:
+        table.add_row(cell["ckpt"], cell["estimator"], *(diagnosing.figure(cell[name], form) for name, form in shown.items()))
+    return table
+
+
+def _groups(result: "Result") -> Any:
+    """Cosines by group of parameters."""
+    data = result.data
+    table = diagnosing.narrow(f"Cosine to {data.attrs['reference']} by group of parameters")
+    for head in ("ckpt", "estimator"):
+        table.add_column(head)
+    for group in data["group"].values.tolist():
+        table.add_column(group, justify="right")
+    for ckpt in data["ckpt"].values.tolist():
+        for spec in data["estimator"].values.tolist():
+            if spec != data.attrs["reference"]:
+                cells = data["group_cos"].sel(ckpt=ckpt, estimator=spec).values.tolist()
+                table.add_row(ckpt, spec, *(diagnosing.figure(cell, "+.2f") for cell in cells))
+    return table
