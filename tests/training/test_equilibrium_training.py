@@ -188,3 +188,12 @@ def test_the_grid_changes_one_thing_at_a_time():
     assert settings.settings()[0] == (0.1, 1.5e-3, 32.0)
     assert len(settings.settings()) == 1 + 2 + 2 + 3
     assert len(dataclasses.replace(settings, mode="full").settings()) == 36
+
+
+@pytest.mark.slow
+def test_small_embeddings_and_a_warm_up_shut_the_gate_on_one_seed(tmp_path):
+    """One draw, not a law: with seed 42 it is arm B that is shut out (docs/equilibrium.md)."""
+    result = experiments.gate_study(experiments.gate_jobs(experiments.gate_settings("demo"), "demo", 1), tmp_path, workers=1)
+    skipped = {row["arm"]: row["skip_share"] for row in result.values}
+    assert skipped["A"] > skipped["B"] > skipped["C"]
+    assert skipped["A"] > 0.9
