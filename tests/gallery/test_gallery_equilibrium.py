@@ -83,12 +83,12 @@ def test_a_triangulation_shows_its_row_and_hides_the_size_of_what_did_not_conver
     assert [trace["name"] for trace in traces] == ["unbiased with noise: k cos = 1", "eqprop", "implicit"]
     assert traces[0]["x"][-1] * traces[0]["y"][-1] == pytest.approx(1)
     assert traces[2]["y"].count(None) == 2
-    assert page.sections[-1].columns[-1] == "n/a because"
+    assert page.sections[-1].columns[-1] == "but"
 
 
 def test_a_sweep_draws_falls_on_a_log_scale_and_names_what_diverges() -> None:
     page = lr_sweep.exhibit(swept())
-    assert page.sections[0].title == "eqprop diverge within the grid"
+    assert page.sections[0].title == "Diverging within the grid: eqprop"
     assert page.sections[0].frames[0].panels[0].spec["data"][0]["y"][0] == pytest.approx(0.9)
     assert page.sections[2].rows[2][2] == "div"
     assert page.sections[1].rows[1][3] == pytest.approx(0.1)

@@ -61,7 +61,7 @@ def triangulate(
         out.print(table)
     for cell in result.values:
         if cell["reason"]:
-            out.print(f"{cell['ckpt']}, {cell['estimator']}: n/a, {cell['reason']}", soft_wrap=True, markup=False)
+            out.print(f"{cell['ckpt']}, {cell['estimator']}: {cell['reason']}", soft_wrap=True, markup=False)
     for summary in summaries:
         out.print(summary["finding"], style="bold", soft_wrap=True, markup=False)
     out.print("[dim]see it: wallprobe gallery --open[/dim]")

@@ -71,7 +71,7 @@ def signs(result: Result) -> Exhibit:
 def _shares(cells: list[dict[str, Any]]) -> Figure:
     traces = []
     rows = {name: [cell["past"] for cell in cells if cell["plateau"] == name] for name in MEANS}
-    bars = ((1.0, "past the mark", "@series-1"), (0.0, "short of it", "@series-3-soft"), (None, "not measured", "@line"))
+    bars = ((1.0, "past the mark", "@series-1"), (0.0, "short of it", "@series-1-soft"), (None, "not measured", "@line"))
     for value, words, color in bars:
         counts = [sum(past == value for past in seen) for seen in rows.values()]
         drawn = {"type": "bar", "orientation": "h", "name": words, "y": list(MEANS), "x": counts, "marker": {"color": color}}

@@ -50,7 +50,7 @@ def _falls(result: Result) -> Figure:
         for name in _all(data)
         if bool((data["diverged"].sel(gradient=name).values > 0).any()) and not str(data["reason"].sel(gradient=name).values)
     ]
-    told = f"{', '.join(gone)} diverge within the grid" if gone else "No gradient diverges within the grid"
+    told = f"Diverging within the grid: {', '.join(gone)}" if gone else "No gradient diverges within the grid"
     where = "the same batch" if data.attrs["evaluate"] == "same" else "held-out sequences"
     caption = (
         f"One step w − lr g, the loss of {where}, gradients normalised: {data.attrs['normalise']}. A step that raises the loss has no "

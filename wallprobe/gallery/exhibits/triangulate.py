@@ -169,7 +169,7 @@ def _all(result: Result) -> Table:
     for cell in result.values:
         why = cell.get("reason") or ""
         rows.append([cell["ckpt"], cell["estimator"], *(_short(cell[name]) for name in shown), why])
-    columns = ("ckpt", "estimator", *(HEADS.get(name, name) for name in shown), "n/a because")
+    columns = ("ckpt", "estimator", *(HEADS.get(name, name) for name in shown), "but")
     batches = result.data.sizes["batch"]
     floor = f" Independent noise has snr {1 / (batches - 1):.3g} on {batches} batches." if batches > 1 else ""
     caption = f"k: norm over the reference's. snr: squared mean over the mean squared distance from it.{floor}"
