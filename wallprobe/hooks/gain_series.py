@@ -12,6 +12,7 @@ from wallprobe import models, runs
 from wallprobe.errors import CheckpointError, ConfigError
 from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, dataset
+from wallprobe.sources import first_line
 from wallprobe.storage import sha256_file
 
 CELLS = {
@@ -133,7 +134,7 @@ def load_step(source: str, step: int, root: Path | None, device: str) -> models.
     try:
         model = models.build(shape, load_file(path), device)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{path} is no snapshot of run {run.name} ({models.first_line(error)}); train it again") from error
+        raise CheckpointError(f"{path} is no snapshot of run {run.name} ({first_line(error)}); train it again") from error
     return models.Loaded(f"{run.name} step {step}", "run", model, shape["n_layers"], shape["d_model"], sha256_file(path), run=run)
 
 
