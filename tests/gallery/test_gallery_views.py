@@ -52,6 +52,11 @@ def titles(page: Any) -> list[str]:
     return page.locator(".card:visible h3").all_inner_texts()
 
 
+def shows(page: Any, count: int) -> None:
+    """Wait until so many cards are shown."""
+    page.wait_for_function("count => [...document.querySelectorAll('.card')].filter(card => card.offsetParent).length === count", arg=count)
+
+
 def stems(whole: Path, start: str) -> list[str]:
     return sorted(path.stem for path in (whole / "results").glob(f"{start}*.html"))
 
@@ -65,11 +70,12 @@ def test_index_filters_sorts_and_remembers_in_its_address(desk: Any, whole: Path
     page.locator("select[name=condition]").select_option("p5")
     assert [title.split(":")[0] for title in titles(page)] == ["p5"]
     page.get_by_role("button", name="Clear").click()
-    assert len(titles(page)) == 11
+    shows(page, 11)  # the page comes to it after the form has
     page.locator("select[name=verdict]").select_option("SOUND")
     assert titles(page) == ["Judged SOUND."]
     assert page.locator("select[name=seed] option").all_inner_texts() == ["any", "7 (1)", "42 (9)"]
     page.get_by_role("button", name="Clear").click()
+    shows(page, 11)
     page.locator("input[name=from]").fill("2026-01-03")
     assert len(titles(page)) == 2  # the runs; every sample is of the day before
     page.locator("input[name=from]").fill("")

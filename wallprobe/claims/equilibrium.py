@@ -1,8 +1,8 @@
 """The third seed's ledger (seed 002): why an equilibrium transformer plateaus, and what its own tables say to that.
 
 Two subjects: `published`, the figures that the seed prints, held to each other; and `demo`, the campaign at CPU scale, which the seed's
-size (512 wide, TinyStories, 20,000 steps) is far from. Bounds at CPU scale are what was measured before this package had the model; its author
-had seen first results of the instruments, of the arms and of the gate when they were written down, and none was moved since.
+size (512 wide, TinyStories, 20,000 steps) is far from. Bounds at CPU scale are what was measured before this package had the model; first
+results of the instruments, of the arms and of the gate had been seen when they were written down. None was moved since.
 """
 
 import math

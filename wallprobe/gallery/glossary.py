@@ -38,7 +38,8 @@ def _keys() -> Mapping[str, Term]:
 def _pattern() -> re.Pattern[str]:
     """Every spelling as a whole word, the longest first."""
     words = sorted(_spellings(), key=len, reverse=True)
-    return re.compile(rf"(?<![\w|])(?:{'|'.join(map(re.escape, words))})(?![\w|])", re.IGNORECASE)
+    # Not within what is no word but a name: eqprop:probe=true, floor/target.
+    return re.compile(rf"(?<![\w|:=@/·])(?:{'|'.join(map(re.escape, words))})(?![\w|:=@/·])", re.IGNORECASE)
 
 
 def _link(term: Term, shown: str) -> Markup:

@@ -122,7 +122,7 @@ INTERCHANGE = (
         "residual stream",
         "The vector that each token carries through the network. Attention and MLP read it, and add what they write.",
         "x_{l+1} = x_l + A_l + M_l",
-        also=("residual", "hidden state", "state"),
+        also=("hidden state",),
     ),
     Term(
         "site",
@@ -163,7 +163,7 @@ INTERCHANGE = (
         "noise floor",
         "What a guess gets: one over the number of tokens. A probability that does not exceed it is none.",
         "1 / p",
-        also=("chance", "floor"),
+        also=("chance",),
         keys=("noise_floor", "chance"),
     ),
     Term(
@@ -196,7 +196,7 @@ INTERCHANGE = (
         "On a language model: how far a patch moves the difference of two answers' logits from that of the corrupt prompt to that of the "
         "clean one. 0 is nothing, 1 all of it.",
         "(d_patched − d_corrupt) / (d_clean − d_corrupt)",
-        also=("restored", "recovered", "logit difference"),
+        also=("recovered", "logit difference"),
         keys=("restored", "recovered"),
     ),
     Term(
@@ -403,10 +403,10 @@ AUDIT = (
         "a_l",
     ),
     Term(
-        "reference",
+        "reference gradient",
         "The true gradient of the loss at a hidden state, summed over a fixed number of samples so that it does not depend on the batch.",
         "g_l = ∂(Σ loss) / ∂h_l",
-        also=("references", "|g_L|"),
+        also=("|g_L|",),
         keys=("g_norm", "g_ratio"),
     ),
     Term("|h_L|", "Mean norm of the last hidden state.", also=("state norms", "state's norm"), keys=("h_norm", "h_ratio")),

@@ -150,6 +150,10 @@ def _arms(result: Result) -> tuple[Figure, ...]:
     return tuple(made)
 
 
+# On an axis, where a chart is low.
+SHORT = {"residual of the free phase": "residual", "weight of the contraction penalty, λ": "λ"}
+
+
 def _curve(lines: Sequence[tuple[str, Sequence[Any], Sequence[float | None]]], words: str, unit: str, *, log: bool = False) -> Figure:
     traces: list[Spec] = []
     for place, (name, x, y) in enumerate(lines):
@@ -158,7 +162,11 @@ def _curve(lines: Sequence[tuple[str, Sequence[Any], Sequence[float | None]]], w
         shown = [None if log and value is not None and value <= 0 else value for value in y]
         traces.append(drawn | {"y": shown, "line": {"color": color, "width": 2, "dash": dash}})
     kind = {"type": "log", "dtick": 1, "exponentformat": "power"} if log else {}
-    layout = {"xaxis": charts.axis("step", showgrid=False), "yaxis": charts.axis(words, unit, **kind), "hovermode": "x unified"}
+    layout = {
+        "xaxis": charts.axis("step", showgrid=False),
+        "yaxis": charts.axis(SHORT.get(words, words), unit, **kind),
+        "hovermode": "x unified",
+    }
     ends = [f"{name} {charts.number(seen[-1])}" for name, _, y in lines if (seen := [value for value in y if value is not None])]
     title = f"{words[:1].upper()}{words[1:]} at the end: {', '.join(ends) or 'none'}"
     return chart(title, {"data": traces, "layout": layout}, alt=f"Lines over steps. {title}.", height=300)
