@@ -113,6 +113,11 @@ def _tables() -> Iterator[Claim]:
         rules.ratio(1.0),
         seed=1.0,
     )
+    yield from _steps(topic)
+    yield from _influence(topic)
+
+
+def _steps(topic: str) -> Iterator[Claim]:
     yield _claim(
         "grid.beyond_noise",
         topic,
@@ -138,7 +143,6 @@ def _tables() -> Iterator[Claim]:
         rules.about(4.0),
         seed=4.0,
     )
-    yield from _influence(topic)
 
 
 def _at(record: Record, ckpt: str, distance: int) -> float:
@@ -320,6 +324,10 @@ def _experiments() -> Iterator[Claim]:
         rules.above(0.0),
         note=SCALE,
     )
+    yield from _inside(topic)
+
+
+def _inside(topic: str) -> Iterator[Claim]:
     yield _claim(
         "branches.qk",
         topic,

@@ -150,27 +150,7 @@ def make_result(
         values = np.array([[figures[layer, index][name] for index in indices] for layer in layers])
         grid[name] = (("layer", "index"), values, *describe(name))
     shown = min(EXAMPLES, len(pairs.own))
-    for name in ANSWERS:
-        probs = np.array(
-            [[answer_logs(cells[layer, index].treated, pairs)[name][:shown].exp().numpy() for index in indices] for layer in layers]
-        )
-        grid[f"example_p_{name}"] = (("example", "layer", "index"), probs.transpose(2, 0, 1), "probability", LONG[name])
-    grid |= _example_answers(cells, layers, indices, base_log[:shown], donor_log[:shown])
-    for name, tokens in (("src", pairs.donor), ("dst", pairs.base)):
-        grid[f"example_{name}_token"] = (
-            ("example", "token_index"),
-            tokens[:shown].numpy().astype("int32"),
-            "token",
-            f"sequence run in {name}",
-        )
-    for name, answer in (("rule", pairs.rule), ("import", pairs.imported), ("own", pairs.own)):
-        grid[f"example_{name}_answer"] = (
-            ("example",),
-            answer[:shown].numpy().astype("int32"),
-            "token",
-            LONG[name].removeprefix("probability of "),
-        )
-
+    grid |= _examples(cells, layers, indices, pairs, shown) | _example_answers(cells, layers, indices, base_log[:shown], donor_log[:shown])
     shared, weight_hashes = shares_initialisation(src, dst), [src.manifest["weight_hash"], dst.manifest["weight_hash"]]
     attrs = {"src": str(src.name), "dst": str(dst.name), "site": request["site"], "align": request["align"]}
     attrs |= {"noise_floor": 1.0 / task.modulus} | ({"subspace": request["subspace"]} if request["subspace"] else {})
@@ -190,6 +170,33 @@ def make_result(
         seeds={"pairs": request["seed"]},
     )
     return Result("interchange", data, ("layer", "index"), summary, manifest)
+
+
+def _examples(
+    cells: Mapping[tuple[int, int], Cell], layers: list[int], indices: list[int], pairs: "Pairs", shown: int
+) -> dict[str, tuple[tuple[str, ...], Any, str, str]]:
+    """Of the first pairs their sequences, their three answers, and the probability of each at every cell."""
+    grid: dict[str, tuple[tuple[str, ...], Any, str, str]] = {}
+    for name in ANSWERS:
+        probs = np.array(
+            [[answer_logs(cells[layer, index].treated, pairs)[name][:shown].exp().numpy() for index in indices] for layer in layers]
+        )
+        grid[f"example_p_{name}"] = (("example", "layer", "index"), probs.transpose(2, 0, 1), "probability", LONG[name])
+    for name, tokens in (("src", pairs.donor), ("dst", pairs.base)):
+        grid[f"example_{name}_token"] = (
+            ("example", "token_index"),
+            tokens[:shown].numpy().astype("int32"),
+            "token",
+            f"sequence run in {name}",
+        )
+    for name, answer in (("rule", pairs.rule), ("import", pairs.imported), ("own", pairs.own)):
+        grid[f"example_{name}_answer"] = (
+            ("example",),
+            answer[:shown].numpy().astype("int32"),
+            "token",
+            LONG[name].removeprefix("probability of "),
+        )
+    return grid
 
 
 def _example_answers(

@@ -1,7 +1,8 @@
 """Matrix products of a walk: by oneDNN with a block's weights in its own layout, where that can be had and pays, else by torch.
 
 oneDNN multiplies fp32 on a CPU a fifth faster with a weight laid out for it, and applies the activation while the product is in the
-cache. Laying out costs about as much as 500 rows of the product save: a walk holds the block at hand, and lets go of it for the next.
+cache. Laying out one of SmolLM2's blocks costs about what a thousand rows of it save (2 threads, reckoned from 1.7 ms a matrix of 1536 x
+576): a walk holds the block at hand, and lets go of it for the next.
 """
 
 from dataclasses import dataclass, field

@@ -5,6 +5,7 @@ for models that nobody here has taken apart. `Traced` is the same model through 
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -203,8 +204,30 @@ class Resumed(Hooked):
         return budget.groups(places, each, held, gib, f"one cell of {pairs} pairs of {self.plain.name}")
 
 
-class Looped(Hooked):
-    """One whole pass a patch; see `Engine`."""
+class OneByOne(ABC):
+    """What goes one whole pass a patch; see `Engine`."""
+
+    _values: Mapping[Place, Tensor]
+
+    @abstractmethod
+    def whole(self, place: Place, value: Float[Tensor, "pair width"]) -> Float[Tensor, "pair vocab"]:
+        """See `Engine`."""
+
+    def value(self, place: Place) -> Float[Tensor, "pair width"]:
+        """See `Engine`."""
+        return self._values[place]
+
+    def patched(self, entries: Sequence[tuple[Place, Tensor]], reads: Reads) -> list[Read]:
+        """See `Engine`."""
+        return [read for place, value in entries for read in reads(self.whole(place, value)[None])]
+
+    def groups(self, places: Sequence[Place], tokens: Int[Tensor, "pair index"], gib: float) -> list[list[Place]]:
+        """See `Engine`: every cell alone."""
+        return [[place] for place in places]
+
+
+class Looped(Hooked, OneByOne):
+    """Whole passes through torch's hooks; see `Engine`."""
 
     def __init__(self, plain: models.Plain, stack: stacks.Native | stacks.Modules) -> None:
         super().__init__(plain, stack)
@@ -225,20 +248,8 @@ class Looped(Hooked):
 
         return keep
 
-    def value(self, place: Place) -> Float[Tensor, "pair width"]:
-        """See `Engine`."""
-        return self._values[place]
 
-    def patched(self, entries: Sequence[tuple[Place, Tensor]], reads: Reads) -> list[Read]:
-        """See `Engine`."""
-        return [read for place, value in entries for read in reads(self.whole(place, value)[None])]
-
-    def groups(self, places: Sequence[Place], tokens: Int[Tensor, "pair index"], gib: float) -> list[list[Place]]:
-        """See `Engine`: every cell alone."""
-        return [[place] for place in places]
-
-
-class Traced:
+class Traced(OneByOne):
     """A language model through nnsight; see `Engine`."""
 
     def __init__(self, plain: models.Plain, remote: str = "none") -> None:
@@ -259,14 +270,6 @@ class Traced:
         self._tokens = tokens
         return logits
 
-    def value(self, place: Place) -> Float[Tensor, "pair width"]:
-        """See `Engine`."""
-        return self._values[place]
-
-    def patched(self, entries: Sequence[tuple[Place, Tensor]], reads: Reads) -> list[Read]:
-        """See `Engine`."""
-        return [read for place, value in entries for read in reads(self.whole(place, value)[None])]
-
     def whole(self, place: Place, value: Float[Tensor, "pair width"]) -> Float[Tensor, "pair vocab"]:
         """See `Engine`."""
         assert self._tokens is not None
@@ -282,10 +285,6 @@ class Traced:
         untouched = self.run(tokens, places)
         changes = {place: float((self.whole(place, self.value(place)) - untouched).abs().max()) for place in places}
         return checked_selves(self.plain.name, changes)
-
-    def groups(self, places: Sequence[Place], tokens: Int[Tensor, "pair index"], gib: float) -> list[list[Place]]:
-        """See `Engine`: every cell alone."""
-        return [[place] for place in places]
 
 
 Edit = Callable[[Tensor], Tensor]

@@ -129,11 +129,15 @@ def _through(products: Products, module: nn.Module, rows: Tensor, activation: st
     return products.linear(rows, weight if isinstance(module, nn.Linear) else weight.mT, bias, activation, times)
 
 
-def _rotated(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on the first `cos.shape[-1]` of each head's coordinates, halves paired."""
-    turning, rest = values[..., : cos.shape[-1]], values[..., cos.shape[-1] :]
-    first, second = turning.chunk(2, dim=-1)
-    return torch.cat([turning * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+def _turned(values: Float[Tensor, "batch head index d_head"], cos: Tensor, sin: Tensor) -> Float[Tensor, "batch head index d_head"]:
+    """Rotary positions on the first `cos.shape[-1]` of each head's coordinates, halves paired, in place; halves of the angles are alike."""
+    half = cos.shape[-1] // 2
+    first, second = values[..., :half], values[..., half : 2 * half]
+    cos, sin = cos[..., :half], sin[..., :half]
+    carried = first * sin
+    first.mul_(cos).addcmul_(second, sin, value=-1)
+    second.mul_(cos).add_(carried)
+    return values
 
 
 class Native(ABC):
@@ -248,7 +252,7 @@ class NeoXStack(Native):
         together = _split(_through(products, block.attention.query_key_value, normed), 3 * self._width)
         query, key, value = together.chunk(3, dim=-1)
         cos, sin = self._angles(residual, start, residual.shape[-2])
-        return _rotated(query[:, :, -queries:], cos[:, :, -queries:], sin[:, :, -queries:]), _rotated(key, cos, sin), value
+        return _turned(query[:, :, -queries:], cos[:, :, -queries:], sin[:, :, -queries:]), _turned(key, cos, sin), value
 
     def write(self, layer: int, z: Tensor, products: Products = PLAIN) -> Tensor:
         """See `Stack`."""
@@ -295,17 +299,6 @@ class LlamaStack(Native):
 def _rms_normed(norm: Any, values: Tensor) -> Tensor:
     """transformers' own RMS norm in one pass over the values instead of five."""
     return F.rms_norm(values, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-
-def _turned(values: Float[Tensor, "batch head index d_head"], cos: Tensor, sin: Tensor) -> Float[Tensor, "batch head index d_head"]:
-    """`_rotated` in place, where all coordinates turn: halves of the angles are alike."""
-    first, second = values.chunk(2, dim=-1)
-    half = first.shape[-1]
-    cos, sin = cos[..., :half], sin[..., :half]
-    carried = first * sin
-    first.mul_(cos).addcmul_(second, sin, value=-1)
-    second.mul_(cos).add_(carried)
-    return values
 
 
 # As transformers names them.
