@@ -15,16 +15,7 @@ from wallprobe.hooks.gains import gains
 from wallprobe.hooks.gains_remote import remote_gains
 from wallprobe.hooks.prompt_sets import PromptSet, encode, prompt_set
 
-
-@pytest.fixture(autouse=True, scope="module")
-def mounted() -> Any:
-    """nnsight adds `.save` to every object when it is imported; the tests after these go without."""
-    pytest.importorskip("nnsight", reason="the nnsight backend needs it: pip install 'wallprobe[remote]'")
-    import nnsight  # noqa: F401
-    from nnsight._c import unmount
-
-    yield
-    unmount("save")
+pytestmark = pytest.mark.usefixtures("nnsight_unmounted")
 
 
 @pytest.fixture(scope="module", params=list(tiny_models.ARCHITECTURES))

@@ -16,25 +16,12 @@ from wallprobe.hooks.prompt_report import TEXT_SITES, PromptRequest
 from wallprobe.rng import generator
 from wallprobe.training import lean
 
+pytestmark = pytest.mark.usefixtures("nnsight_unmounted")
 SHAPE = lean.Shape(n_layers=3, d_model=24, n_heads=3, n_ctx=16, vocabulary=17)
 PAIRS = """{"clean": "the quick brown fox", "corrupt": "the lazy brown dog", "answer": "jumps", "wrong": "over"}
 {"clean": "the capital of france", "corrupt": "the bank of paris", "answer": "paris", "wrong": "river"}
 {"clean": "the tower is known", "corrupt": "the fox is known", "answer": "for", "wrong": "near"}
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def mounted():
-    """nnsight adds `.save` to every object when it is imported; the tests after these go without."""
-    pytest.importorskip("nnsight", reason="the nnsight backend needs it: pip install 'wallprobe[remote]'")
-    from nnsight._c import mount, unmount
-    from nnsight.tracing.tracer import save
-
-    yield
-    unmount("save")
-    assert not hasattr(object(), "save")
-    assert mount is not None
-    assert callable(save)
 
 
 @pytest.fixture(scope="module", params=list(tiny_models.ARCHITECTURES))
