@@ -13,6 +13,7 @@ from torch import Tensor
 from wallprobe.errors import CheckpointError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+AHEAD = 8 << 20  # bytes asked for at a time
 
 
 class Shards:
@@ -78,10 +79,10 @@ class Shards:
         self._stack.close()
         self._open.clear()
 
-    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A whole tensor; one of that dtype already stays in the file's own pages until it is used."""
+    def tensor(self, name: str, dtype: torch.dtype | None = torch.float32) -> Tensor:
+        """A whole tensor; of its own dtype, or of None, it stays in the file's own pages and is read where it is used."""
         found: Tensor = self._open[self.files[name]].get_tensor(name)
-        return found.to(dtype)
+        return found if dtype is None else found.to(dtype)
 
     def rows(self, name: str, wanted: Sequence[int]) -> Tensor:
         """Some rows of a matrix, fp32; only these are read."""
@@ -92,10 +93,11 @@ class Shards:
         """Ask the system to read these ahead, while something else is computed; without effect where it cannot."""
         if not hasattr(os, "posix_fadvise"):
             return
-        for name in names:
-            start, size = self._spans[name]
+        for name in sorted(names, key=lambda name: (self.files[name], self._spans[name])):
+            first, size = self._spans[name]
             with (self.folder / self.files[name]).open("rb") as handle:
-                os.posix_fadvise(handle.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+                for start in range(first, first + size, AHEAD):
+                    os.posix_fadvise(handle.fileno(), start, min(AHEAD, first + size - start), os.POSIX_FADV_WILLNEED)
 
 
 def _index(folder: Path) -> Mapping[str, str] | None:

@@ -20,6 +20,7 @@ from wallprobe.models import quiet
 from wallprobe.shards import INDEX, SINGLE, Shards
 from wallprobe.sizes import count
 from wallprobe.sources import check_complete, first_line, hash_files, refuse_encoder, unreachable
+from wallprobe.strips import Crew, StripLinear
 
 ATTENTION, STACKS = ("self_attn", "attention", "attn"), ("layers", "h")
 PARALLEL = ("gptj", "phi", "codegen", "cohere")  # attention and MLP read the same residual without saying so in their config
@@ -54,7 +55,7 @@ class Streamed:
         tokenizer: the Hugging Face tokenizer.
         shards: the files.
         weight_hash: SHA-256 of the weights' files; None above 4 GiB, where reading them all first would double the work.
-        block_bytes: of each block in fp32.
+        kept_bytes: of each block, in fp32, what does not stay in the files: all but the weights of linear layers.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Streamed:
     tokenizer: Any
     shards: Shards
     weight_hash: str | None
-    block_bytes: list[int]
+    kept_bytes: list[int]
     config: Any
     blocks: nn.ModuleList
     stack: str
@@ -98,15 +99,25 @@ class Streamed:
                 if self.shards.shapes[stored] != shapes[name]:
                     raise CheckpointError(f"{stored} of {self.name} has shape {self.shards.shapes[stored]}, its config says {shapes[name]}")
 
-    def block(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """A block with its weights in fp32, its attention module and its MLP; the caller lets go of it.
+    def block(self, layer: int, crew: Crew) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """A block, its attention module and its MLP; the caller lets go of it.
+
+        Weights of linear layers stay in their files until they are multiplied; whatever else it holds is in fp32.
+
+        Args:
+            layer: which.
+            crew: what multiplies.
 
         Raises:
             CheckpointError: if the block cannot be filled, or is laid out differently.
         """
-        module = copy.deepcopy(self.blocks[layer])
-        filled = {name: self.shards.tensor(stored) for name, stored in self.names(layer).items()}
-        module.load_state_dict(filled, strict=True, assign=True)
+        module, names = copy.deepcopy(self.blocks[layer]), self.names(layer)
+        for place, linear in linear_layers(module).items():
+            parent, _, own = place.rpartition(".")
+            weight = self.shards.tensor(names.pop(f"{place}.weight"), None)
+            bias = None if linear.bias is None else self.shards.tensor(names.pop(f"{place}.bias"))
+            setattr(module.get_submodule(parent), own, StripLinear(weight, bias, crew, transposed=type(linear) is not nn.Linear))
+        module.load_state_dict({name: self.shards.tensor(stored) for name, stored in names.items()}, strict=True, assign=True)
         if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
             raise CheckpointError(f"{self.name} keeps tables inside its blocks that no file holds; it cannot be streamed")
         attention = next((getattr(module, name) for name in ATTENTION if hasattr(module, name)), None)
@@ -143,6 +154,13 @@ class Streamed:
         if self.prefix + name not in self.shards.shapes:
             raise CheckpointError(f"{self.name} lacks {self.prefix + name}, which its config asks for; fetch it again")
         return self.prefix + name
+
+
+def linear_layers(block: nn.Module) -> dict[str, Any]:
+    """Linear layers of a block by name, GPT-2's among them; no classes of their own that may compute something else."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {place: part for place, part in block.named_modules() if type(part) in (nn.Linear, Conv1D)}
 
 
 def _from_config(config: Any) -> Any:
@@ -239,7 +257,14 @@ def open_streamed(source: str) -> Streamed:
         tokenizer,
         shards,
         hash_files(files) if known else None,
-        [4 * sum(parameter.numel() for parameter in block.parameters()) for block in blocks],
+        [
+            4
+            * (
+                sum(parameter.numel() for parameter in block.parameters())
+                - sum(part.weight.numel() for part in linear_layers(block).values())
+            )
+            for block in blocks
+        ],
         config,
         blocks,
         stack,

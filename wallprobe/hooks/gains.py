@@ -122,7 +122,16 @@ def block_norms(blocks: Sequence[Mapping[str, Tensor]], parallel: bool) -> list[
 
     All of them come from the six vectors' inner products, in one product: an operation a norm would cost as much as the block.
     Of what the parts miss of the sum, the products' rounding leaves 1e-8 of the largest norm unseen, a tenth of what fp32 sums miss.
+    Many tokens are taken some at a time, so that what is lifted stays in the cache.
     """
+    whole = blocks[0]["resid_post"]
+    some = max(1, WAITING // (len(blocks) * len(PARTS) * whole[:1].numel()))
+    if len(whole) > some:
+        pieces = [
+            block_norms([{site: live[site][start : start + some] for site in PARTS} for live in blocks], parallel)
+            for start in range(0, len(whole), some)
+        ]
+        return [{name: torch.cat([piece[place][name] for piece in pieces]) for name in pieces[0][place]} for place in range(len(blocks))]
     vectors = torch.stack([live[site].detach() for live in blocks for site in PARTS], dim=-2).cpu().double()
     vectors = vectors.view(*vectors.shape[:-2], len(blocks), len(PARTS), -1)
     wanted, forms = norm_forms(parallel)

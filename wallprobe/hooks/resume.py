@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wallprobe.hooks.products import Products
 from wallprobe.hooks.stacks import Stack
+from wallprobe.products import Products
 
 TILE = 12 << 20  # bytes inside the MLP of states that pass a block together: enough for its matrix products, few enough for the caches
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wallprobe.errors import InstrumentError
-from wallprobe.hooks.products import Products
+from wallprobe.products import Products
 from wallprobe.training import lean
 
 PLAIN = Products()  # lays nothing out

@@ -4,12 +4,14 @@ Each weight is read once for any number of prompts; what was done is kept, so th
 (specification of the gains, C).
 """
 
+import functools
 import hashlib
 import json
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,45 @@ from torch import Tensor, nn
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError
 from wallprobe.hooks.gain_math import Norms, Terms
 from wallprobe.hooks.gain_report import Settings, Subject, report
-from wallprobe.hooks.gains import MAX_TOKENS, batches, block_norms, check_finite, check_identity
+from wallprobe.hooks.gains import MAX_TOKENS, WAITING, batches, block_norms, check_finite, check_identity
 from wallprobe.hooks.prompt_sets import PromptSet
 from wallprobe.manifest import Stopwatch
 from wallprobe.results import Result
 from wallprobe.storage import ensure_directory, write_atomic
 from wallprobe.streamed import Streamed
+from wallprobe.strips import STRIP, Crew
 
 GIB = 1 << 30
 BASE = 600 << 20  # what Python, torch and transformers take themselves
 STATE, KEY = "stream.safetensors", "key"
 EVERY = 5.0  # seconds between two savings of what was done
+BLOCKS_AHEAD = 2  # blocks that may be asked for before they are needed, the one at hand among them
+
+
+class _Ahead(threading.Thread):
+    """Asks the system for the next blocks' pages while one is multiplied, and runs no further ahead than `BLOCKS_AHEAD`."""
+
+    def __init__(self, model: Streamed, first: int) -> None:
+        super().__init__(daemon=True)
+        self._model, self._first, self._over = model, first, threading.Event()
+        self._room = threading.Semaphore(BLOCKS_AHEAD)
+
+    def run(self) -> None:
+        for layer in range(self._first, self._model.n_layers):
+            self._room.acquire()
+            if self._over.is_set():
+                return
+            self._model.shards.will_need(self._model.names(layer).values())
+
+    def done(self) -> None:
+        """A block has been multiplied."""
+        self._room.release()
+
+    def stop(self) -> None:
+        """End."""
+        self._over.set()
+        self._room.release()
+        self.join()
 
 
 class _Watch(threading.Thread):
@@ -90,13 +120,13 @@ def default_budget() -> int | None:
 
 
 def estimate_bytes(model: Streamed, prompts: PromptSet) -> int:
-    """Peak anonymous memory of streaming: the largest block in fp32, hidden states before and after it, one batch's activations."""
+    """Peak anonymous memory of streaming: what a block keeps in fp32, hidden states before and after it, one wave's activations, strips."""
     tokens = sum(len(row) for row in prompts.tokens)
     longest = max(len(row) for row in prompts.tokens)
     width = max(max(shape) for name, shape in model.shards.shapes.items() if f".{model.stack}." in f".{name}")
-    batch = min(max(MAX_TOKENS, longest), tokens)
-    activations = 4 * batch * (4 * width + 16 * model.d_model) + 8 * batch * 16 * model.d_model
-    return BASE + max(model.block_bytes) + 2 * 4 * tokens * model.d_model + activations
+    wave = min(max(MAX_TOKENS, longest), tokens)
+    activations = 4 * wave * (4 * width + 16 * model.d_model) + 16 * WAITING
+    return BASE + max(model.kept_bytes) + 2 * 4 * tokens * model.d_model + activations + 4 * STRIP * torch.get_num_threads()
 
 
 def check_definition(settings: Settings) -> Callable[[Norms, int], Terms]:
@@ -119,7 +149,7 @@ def check_budget(model: Streamed, prompts: PromptSet, max_ram: int | None) -> in
     needed = estimate_bytes(model, prompts)
     if max_ram is not None and needed > max_ram:
         raise ConfigError(
-            f"streaming {model.name} takes about {needed / GIB:.2f} GiB (its largest block {max(model.block_bytes) / GIB:.2f}), "
+            f"streaming {model.name} takes about {needed / GIB:.2f} GiB, {BASE / GIB:.2f} of it for Python and torch themselves; "
             f"--max-ram allows {max_ram / GIB:.2f}; raise it, or read fewer prompts with --limit"
         )
     return needed
@@ -181,25 +211,29 @@ def _walk(
 ) -> list[Norms]:
     """Every block in turn; every batch through each."""
     groups = list(batches(prompts))
+    waves = _waves(groups, prompts)
     started = [model.start(torch.stack([prompts.tokens[index] for index in members])) for members in groups]
     hidden, named = [first for first, _ in started], [calls for _, calls in started]
     key = _key(model, prompts)
     done, hidden, rows = _resume(state, key, hidden)
     saved = Stopwatch()
-    for layer in range(done, model.n_layers):
-        module, attention, mlp = model.block(layer)
-        if layer + 1 < model.n_layers:
-            model.shards.will_need(model.names(layer + 1).values())
-        for place, calls in enumerate(named):
-            hidden[place], row = _through(model, layer, (module, attention, mlp), hidden[place], calls[layer])
-            check_finite(model.name, row["resid_post"], layer)
-            rows[place].append(row)
-        del module, attention, mlp
-        if state is not None and (saved.seconds() >= every or layer + 1 == model.n_layers):
-            _save(state, key, layer + 1, hidden, rows)
-            saved = Stopwatch()
-        if on_progress is not None:
-            on_progress(layer + 1, model.n_layers)
+    with ExitStack() as stack:
+        crew, ahead = stack.enter_context(Crew()), _Ahead(model, done)
+        ahead.start()
+        stack.callback(ahead.stop)
+        for layer in range(done, model.n_layers):
+            block = _Block(model, layer, crew)
+            for wave in waves:
+                passes = [functools.partial(block.through, hidden[place], named[place][layer]) for place in wave]
+                for place, (after, row) in zip(wave, crew.side_by_side(passes), strict=True):
+                    hidden[place] = after
+                    rows[place].append(row)
+            ahead.done()
+            if state is not None and (saved.seconds() >= every or layer + 1 == model.n_layers):
+                _save(state, key, layer + 1, hidden, rows)
+                saved = Stopwatch()
+            if on_progress is not None:
+                on_progress(layer + 1, model.n_layers)
     found: dict[int, Norms] = {}
     for members, batch in zip(groups, rows, strict=True):
         stacked = {name: torch.stack([row[name] for row in batch], dim=1) for name in batch[0]}
@@ -211,33 +245,55 @@ def _walk(
     return [found[index] for index in range(len(prompts.tokens))]
 
 
-def _through(
-    model: Streamed, layer: int, parts: tuple[nn.Module, nn.Module, nn.Module], hidden: Tensor, call: tuple[Any, Any]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One batch through one block; its output and its norms."""
-    module, attention, mlp = parts
-    live: dict[str, Tensor] = {"resid_pre": hidden}
+class _Block:
+    """A block under two hooks: batches go through it side by side, each keeping what its own pass gives."""
 
-    def watch(branch: str) -> Callable[..., None]:
+    def __init__(self, model: Streamed, layer: int, crew: Crew) -> None:
+        self._model, self._layer, self._own = model, layer, threading.local()
+        self._module, attention, mlp = model.block(layer, crew)
+        for part, branch in ((attention, "attn"), (mlp, "mlp")):
+            part.register_forward_hook(self._watch(branch), with_kwargs=True)
+
+    def _watch(self, branch: str) -> Callable[..., None]:
         def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            live: dict[str, Tensor] = self._own.live
             if f"{branch}_out" in live:
-                raise InstrumentError(f"{model.name}: {branch} of layer {layer} was called twice; no gain reported")
+                raise InstrumentError(f"{self._model.name}: {branch} of layer {self._layer} was called twice; no gain reported")
             live[f"{branch}_in"] = positional[0] if positional else named["hidden_states"]
             live[f"{branch}_out"] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
-    handles = [part.register_forward_hook(watch(branch), with_kwargs=True) for part, branch in ((attention, "attn"), (mlp, "mlp"))]
-    try:
-        output = module(hidden, *call[0], **call[1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    after = output[0] if isinstance(output, tuple) else output
-    missing = sorted({"attn_in", "attn_out", "mlp_in", "mlp_out"} - live.keys())
-    if missing:
-        raise InstrumentError(f"{model.name}: {', '.join(missing)} of layer {layer} did not fire; no gain reported")
-    return after, block_norms([live | {"resid_post": after}], model.parallel)[0]
+    def through(self, hidden: Tensor, call: tuple[Any, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """One batch's output and its norms.
+
+        Raises:
+            InstrumentError: if attention or MLP was not called exactly once, or an output is not finite.
+        """
+        live = self._own.live = {"resid_pre": hidden}
+        output = self._module(hidden, *call[0], **call[1])
+        after = output[0] if isinstance(output, tuple) else output
+        missing = sorted({"attn_in", "attn_out", "mlp_in", "mlp_out"} - live.keys())
+        if missing:
+            raise InstrumentError(f"{self._model.name}: {', '.join(missing)} of layer {self._layer} did not fire; no gain reported")
+        row = block_norms([live | {"resid_post": after}], self._model.parallel)[0]
+        self._own.live = {}
+        check_finite(self._model.name, row["resid_post"], self._layer)
+        return after, row
+
+
+def _waves(groups: Sequence[Sequence[int]], prompts: PromptSet) -> list[list[int]]:
+    """Places of the batches that go through a block together: at most `MAX_TOKENS` tokens, or one batch."""
+    waves: list[list[int]] = []
+    room = 0
+    for place, members in enumerate(groups):
+        tokens = sum(len(prompts.tokens[index]) for index in members)
+        if not waves or tokens > room:
+            waves.append([])
+            room = MAX_TOKENS
+        waves[-1].append(place)
+        room -= tokens
+    return waves
 
 
 def _key(model: Streamed, prompts: PromptSet) -> str:

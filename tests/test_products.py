@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wallprobe.hooks import products
+from wallprobe import products
 from wallprobe.rng import generator
 
 RNG = generator("products test")
