@@ -25,10 +25,12 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
+from wallprobe.ahead import Ahead, can_pass_cache
 from wallprobe.hooks.gain_report import Settings
 from wallprobe.hooks.prompt_sets import PromptSet
-from wallprobe.hooks.streaming import GIB, anonymous_bytes, estimate_bytes, stream_gains
+from wallprobe.hooks.streaming import GIB, anonymous_bytes, estimate_bytes, passes_cache, stream_gains
 from wallprobe.products import available
+from wallprobe.shards import Shards
 from wallprobe.streamed import open_streamed
 
 CONSOLE = Console(width=140)
@@ -104,18 +106,15 @@ def cool(folder: Path) -> None:
 
 
 def disk_seconds(folder: Path) -> float:
-    """What this disk takes to give every shard's bytes, asked for ahead, nothing done with them."""
+    """What this disk takes to give every shard's bytes, past the system's cache where it can be, nothing done with them."""
     cool(folder)
-    buffer, step = bytearray(8 << 20), 64 << 20
-    start = time.perf_counter()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb", buffering=0) as handle:
-            size, done = path.stat().st_size, 0
-            for asked in range(0, size + step, step):
-                os.posix_fadvise(handle.fileno(), asked, 8 * step, os.POSIX_FADV_WILLNEED)
-                while done < min(asked + step, size):
-                    done += handle.readinto(buffer)
-    return time.perf_counter() - start
+    with Shards(folder) as shards:
+        blocks = [[name for name, own in shards.files.items() if own == file] for file in sorted(set(shards.files.values()))]
+        with Ahead(shards, blocks, past_cache=can_pass_cache(shards)) as ahead:
+            start = time.perf_counter()
+            for _ in blocks:
+                ahead.take()
+            return time.perf_counter() - start
 
 
 def product_seconds(width: int, rows: int, blocks: int) -> float:
@@ -196,7 +195,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         peer = None if options.skip_peer else offload(folder, options.blocks, torch.stack(rows))
         told = ("-", "-") if peer is None else (f"{peer[0]:.1f}", f"{peer[1]:.2f}")
         own = (f"{seconds:.1f}", f"{disk:.1f}", f"{product:.1f}", f"{seconds / max(disk, product):.2f}", f"{peak.gib:.2f}")
-        table.add_row(str(count), *own, f"{estimate_bytes(model, prompts) / GIB:.2f}", *told)
+        table.add_row(str(count), *own, f"{estimate_bytes(model, prompts, past_cache=passes_cache(model, prompts, None)) / GIB:.2f}", *told)
         CONSOLE.print(f"{count} prompts: {seconds:.1f} s, {seconds / first:.2f} times the first row's")
     CONSOLE.print(table)
 

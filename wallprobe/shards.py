@@ -14,6 +14,7 @@ from wallprobe.errors import CheckpointError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 AHEAD = 8 << 20  # bytes asked for at a time
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Shards:
@@ -24,6 +25,8 @@ class Shards:
         files: name -> file.
         shapes: name -> shape.
         sizes: name -> bytes on disk.
+        dtypes: name -> type on disk, of those in `DTYPES`.
+        file_bytes: file -> its size.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,6 +43,8 @@ class Shards:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.sizes: dict[str, int] = {}
         self.files: dict[str, str] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.file_bytes: dict[str, int] = {}
         for name in sorted(set(index.values())) if index is not None else [SINGLE]:
             self._add(name)
         lost = sorted(name for name, file in (index or {}).items() if self.files.get(name) != file)
@@ -62,11 +67,13 @@ class Shards:
         except Exception as error:
             self.close()
             raise CheckpointError(f"shard {name} of {self.folder} is damaged ({error}); fetch it again") from error
-        self._open[name] = handle
+        self._open[name], self.file_bytes[name] = handle, path.stat().st_size
         for key, entry in header.items():
             low, high = entry["data_offsets"]
             self.shapes[key], self.files[key], self.sizes[key] = tuple(entry["shape"]), name, high - low
             self._spans[key] = (start + low, high - low)
+            if entry["dtype"] in DTYPES:
+                self.dtypes[key] = DTYPES[entry["dtype"]]
 
     def __enter__(self) -> "Shards":
         return self
@@ -83,6 +90,10 @@ class Shards:
         """A whole tensor; of its own dtype, or of None, it stays in the file's own pages and is read where it is used."""
         found: Tensor = self._open[self.files[name]].get_tensor(name)
         return found if dtype is None else found.to(dtype)
+
+    def span(self, name: str) -> tuple[str, int, int]:
+        """File of a tensor, its first byte there, and its bytes."""
+        return self.files[name], *self._spans[name]
 
     def rows(self, name: str, wanted: Sequence[int]) -> Tensor:
         """Some rows of a matrix, fp32; only these are read."""

@@ -7,6 +7,7 @@ block at a time has no hooks of a whole.
 import copy
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,13 +100,14 @@ class Streamed:
                 if self.shards.shapes[stored] != shapes[name]:
                     raise CheckpointError(f"{stored} of {self.name} has shape {self.shards.shapes[stored]}, its config says {shapes[name]}")
 
-    def block(self, layer: int, crew: Crew) -> tuple[nn.Module, nn.Module, nn.Module]:
+    def block(self, layer: int, tensors: Mapping[str, Tensor], crew: Crew) -> tuple[nn.Module, nn.Module, nn.Module]:
         """A block, its attention module and its MLP; the caller lets go of it.
 
-        Weights of linear layers stay in their files until they are multiplied; whatever else it holds is in fp32.
+        Weights of linear layers stay as they are until they are multiplied; whatever else it holds is in fp32.
 
         Args:
             layer: which.
+            tensors: of it, by their names in the shards.
             crew: what multiplies.
 
         Raises:
@@ -114,10 +116,10 @@ class Streamed:
         module, names = copy.deepcopy(self.blocks[layer]), self.names(layer)
         for place, linear in linear_layers(module).items():
             parent, _, own = place.rpartition(".")
-            weight = self.shards.tensor(names.pop(f"{place}.weight"), None)
-            bias = None if linear.bias is None else self.shards.tensor(names.pop(f"{place}.bias"))
+            weight = tensors[names.pop(f"{place}.weight")]
+            bias = None if linear.bias is None else tensors[names.pop(f"{place}.bias")].float()
             setattr(module.get_submodule(parent), own, StripLinear(weight, bias, crew, transposed=type(linear) is not nn.Linear))
-        module.load_state_dict({name: self.shards.tensor(stored) for name, stored in names.items()}, strict=True, assign=True)
+        module.load_state_dict({name: tensors[stored].float() for name, stored in names.items()}, strict=True, assign=True)
         if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
             raise CheckpointError(f"{self.name} keeps tables inside its blocks that no file holds; it cannot be streamed")
         attention = next((getattr(module, name) for name in ATTENTION if hasattr(module, name)), None)

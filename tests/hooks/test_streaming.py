@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.hooks.tiny_models import ARCHITECTURES, save_model
 from wallprobe import models
+from wallprobe.ahead import can_pass_cache
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError, UnknownNameError, WallprobeError
 from wallprobe.hooks.gain_report import Settings
 from wallprobe.hooks.gains import gains
 from wallprobe.hooks.prompt_sets import PromptSet, encode
-from wallprobe.hooks.streaming import BASE, STATE, estimate_bytes, parse_size, stream_gains
+from wallprobe.hooks.streaming import BASE, STATE, estimate_bytes, parse_size, passes_cache, stream_gains
 from wallprobe.results import Result
 from wallprobe.streamed import Streamed, open_streamed, size_in_memory
 
@@ -223,3 +224,27 @@ def test_definitions_that_need_the_whole_model(folders: dict[str, Path]) -> None
     model = open_streamed(str(folders["llama"]))
     with pytest.raises(ConfigError, match="--gain jacobian needs the whole model in memory"):
         stream_gains(model, read(model, folders), Settings.make("jacobian", "ratio_of_means", "all"))
+
+
+@pytest.mark.parametrize("architecture", ["neox", "gpt2"])
+def test_past_the_cache_gives_the_same_bits(architecture: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    model = open_streamed(str(sharded(folders[architecture], tmp_path / "sharded")))
+    if not can_pass_cache(model.shards):
+        pytest.skip("this file system has no direct reading")
+    prompts = read(model, folders)
+    assert not passes_cache(model, prompts, None)  # a small checkpoint stays in the cache
+    through = stream_gains(model, prompts, SETTINGS)
+    monkeypatch.setattr("wallprobe.hooks.streaming.available_bytes", lambda: 1 << 10)
+    assert passes_cache(model, prompts, None)
+    equal(stream_gains(model, prompts, SETTINGS), through, 0.0)
+    without = estimate_bytes(model, prompts)
+    assert not passes_cache(model, prompts, without)  # buffers that do not fit are left out
+    assert estimate_bytes(model, prompts, past_cache=True) > without
+
+
+def test_prompts_of_many_lengths_as_one_by_one(folders: dict[str, Path], monkeypatch: Any) -> None:
+    model = open_streamed(str(folders["llama"]))
+    prompts = read(model, folders)
+    together = stream_gains(model, prompts, SETTINGS)
+    monkeypatch.setattr("wallprobe.hooks.streaming.MAX_TOKENS", 1)
+    equal(stream_gains(model, prompts, SETTINGS), together, 1e-5)

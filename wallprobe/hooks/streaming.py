@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wallprobe.ahead import Ahead, buffer_bytes, can_pass_cache
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError
 from wallprobe.hooks.gain_math import Norms, Terms
 from wallprobe.hooks.gain_report import Settings, Subject, report
@@ -34,33 +35,6 @@ GIB = 1 << 30
 BASE = 600 << 20  # what Python, torch and transformers take themselves
 STATE, KEY = "stream.safetensors", "key"
 EVERY = 5.0  # seconds between two savings of what was done
-BLOCKS_AHEAD = 2  # blocks that may be asked for before they are needed, the one at hand among them
-
-
-class _Ahead(threading.Thread):
-    """Asks the system for the next blocks' pages while one is multiplied, and runs no further ahead than `BLOCKS_AHEAD`."""
-
-    def __init__(self, model: Streamed, first: int) -> None:
-        super().__init__(daemon=True)
-        self._model, self._first, self._over = model, first, threading.Event()
-        self._room = threading.Semaphore(BLOCKS_AHEAD)
-
-    def run(self) -> None:
-        for layer in range(self._first, self._model.n_layers):
-            self._room.acquire()
-            if self._over.is_set():
-                return
-            self._model.shards.will_need(self._model.names(layer).values())
-
-    def done(self) -> None:
-        """A block has been multiplied."""
-        self._room.release()
-
-    def stop(self) -> None:
-        """End."""
-        self._over.set()
-        self._room.release()
-        self.join()
 
 
 class _Watch(threading.Thread):
@@ -119,14 +93,31 @@ def default_budget() -> int | None:
     return None if free is None else free * 4 // 5
 
 
-def estimate_bytes(model: Streamed, prompts: PromptSet) -> int:
-    """Peak anonymous memory of streaming: what a block keeps in fp32, hidden states before and after it, one wave's activations, strips."""
+def estimate_bytes(model: Streamed, prompts: PromptSet, *, past_cache: bool = False) -> int:
+    """Peak anonymous memory of streaming: what a block keeps in fp32, hidden states before and after it, one wave's activations, strips.
+
+    Args:
+        model: the checkpoint.
+        prompts: what it reads.
+        past_cache: count the two buffers that blocks are read into, see `passes_cache`.
+    """
     tokens = sum(len(row) for row in prompts.tokens)
     longest = max(len(row) for row in prompts.tokens)
     width = max(max(shape) for name, shape in model.shards.shapes.items() if f".{model.stack}." in f".{name}")
     wave = min(max(MAX_TOKENS, longest), tokens)
     activations = 4 * wave * (4 * width + 16 * model.d_model) + 16 * WAITING
-    return BASE + max(model.kept_bytes) + 2 * 4 * tokens * model.d_model + activations + 4 * STRIP * torch.get_num_threads()
+    blocks = [list(model.names(layer).values()) for layer in range(model.n_layers)] if past_cache else []
+    buffers = 2 * buffer_bytes(model.shards, blocks) if past_cache else 0
+    strips = 4 * STRIP * torch.get_num_threads()
+    return BASE + max(model.kept_bytes) + 2 * 4 * tokens * model.d_model + activations + strips + buffers
+
+
+def passes_cache(model: Streamed, prompts: PromptSet, max_ram: int | None) -> bool:
+    """Whether blocks are read past the system's cache: where it cannot hold half of the checkpoint beside all else, and two buffers fit."""
+    free, read = available_bytes(), sum(model.shards.sizes.values())
+    if free is None or read < free // 2 or not can_pass_cache(model.shards):
+        return False
+    return max_ram is None or estimate_bytes(model, prompts, past_cache=True) <= max_ram
 
 
 def check_definition(settings: Settings) -> Callable[[Norms, int], Terms]:
@@ -141,7 +132,7 @@ def check_definition(settings: Settings) -> Callable[[Norms, int], Terms]:
 
 
 def check_budget(model: Streamed, prompts: PromptSet, max_ram: int | None) -> int:
-    """The estimate.
+    """The estimate, with the buffers that will be used.
 
     Raises:
         ConfigError: if it is above the budget.
@@ -152,7 +143,7 @@ def check_budget(model: Streamed, prompts: PromptSet, max_ram: int | None) -> in
             f"streaming {model.name} takes about {needed / GIB:.2f} GiB, {BASE / GIB:.2f} of it for Python and torch themselves; "
             f"--max-ram allows {max_ram / GIB:.2f}; raise it, or read fewer prompts with --limit"
         )
-    return needed
+    return estimate_bytes(model, prompts, past_cache=passes_cache(model, prompts, max_ram))
 
 
 def stream_gains(
@@ -183,11 +174,12 @@ def stream_gains(
     """
     terms_of = check_definition(settings)
     check_budget(model, prompts, max_ram)
+    past_cache = passes_cache(model, prompts, max_ram)
     watch, memory = Stopwatch(), _Watch()
     memory.start()
     try:
         with torch.inference_mode():
-            norms = _walk(model, prompts, state, every, on_progress)
+            norms = _walk(model, prompts, state, every, on_progress, past_cache=past_cache)
     finally:
         peak = memory.stop()
     subject = Subject(
@@ -207,7 +199,13 @@ def stream_gains(
 
 
 def _walk(
-    model: Streamed, prompts: PromptSet, state: Path | None, every: float, on_progress: Callable[[int, int], None] | None
+    model: Streamed,
+    prompts: PromptSet,
+    state: Path | None,
+    every: float,
+    on_progress: Callable[[int, int], None] | None,
+    *,
+    past_cache: bool,
 ) -> list[Norms]:
     """Every block in turn; every batch through each."""
     groups = list(batches(prompts))
@@ -218,17 +216,15 @@ def _walk(
     done, hidden, rows = _resume(state, key, hidden)
     saved = Stopwatch()
     with ExitStack() as stack:
-        crew, ahead = stack.enter_context(Crew()), _Ahead(model, done)
-        ahead.start()
-        stack.callback(ahead.stop)
+        blocks = [list(model.names(layer).values()) for layer in range(done, model.n_layers)]
+        crew, ahead = stack.enter_context(Crew()), stack.enter_context(Ahead(model.shards, blocks, past_cache=past_cache))
         for layer in range(done, model.n_layers):
-            block = _Block(model, layer, crew)
+            block = _Block(model, layer, ahead.take(), crew)
             for wave in waves:
                 passes = [functools.partial(block.through, hidden[place], named[place][layer]) for place in wave]
                 for place, (after, row) in zip(wave, crew.side_by_side(passes), strict=True):
                     hidden[place] = after
                     rows[place].append(row)
-            ahead.done()
             if state is not None and (saved.seconds() >= every or layer + 1 == model.n_layers):
                 _save(state, key, layer + 1, hidden, rows)
                 saved = Stopwatch()
@@ -248,9 +244,9 @@ def _walk(
 class _Block:
     """A block under two hooks: batches go through it side by side, each keeping what its own pass gives."""
 
-    def __init__(self, model: Streamed, layer: int, crew: Crew) -> None:
+    def __init__(self, model: Streamed, layer: int, tensors: Mapping[str, Tensor], crew: Crew) -> None:
         self._model, self._layer, self._own = model, layer, threading.local()
-        self._module, attention, mlp = model.block(layer, crew)
+        self._module, attention, mlp = model.block(layer, tensors, crew)
         for part, branch in ((attention, "attn"), (mlp, "mlp")):
             part.register_forward_hook(self._watch(branch), with_kwargs=True)
 
