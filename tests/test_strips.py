@@ -35,6 +35,18 @@ def test_equals_the_whole_product(crew, dtype, transposed, biased, onednn, monke
     torch.testing.assert_close(layer.weight.T if transposed else layer.weight, weight.float(), rtol=0, atol=0)
 
 
+def test_a_device_multiplies_whole_matrices(monkeypatch):
+    monkeypatch.setattr(Crew, "cast", lambda *_: pytest.fail("no strips"))
+    with Crew(0) as crew:
+        for transposed in (False, True):
+            weight, bias, x = drawn(200, 96).half(), drawn(200), drawn(3, 5, 96)
+            layer = StripLinear(weight.T.contiguous() if transposed else weight, bias, crew, transposed=transposed)
+            wanted = F.linear(x, weight.float(), bias)
+            for found in crew.side_by_side([lambda layer=layer, x=x: layer(x)] * 2):
+                torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert Crew(device="meta").size == 0
+
+
 def test_what_is_multiplied_is_cast_once_for_all_passes(crew):
     first, second = (StripLinear(drawn(128, 96).half(), drawn(128), crew), StripLinear(drawn(96, 128).half(), None, crew))
     seen = []

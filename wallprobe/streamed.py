@@ -108,7 +108,7 @@ class Streamed:
         Args:
             layer: which.
             tensors: of it, by their names in the shards.
-            crew: what multiplies.
+            crew: what multiplies; the block stands on its device.
 
         Raises:
             CheckpointError: if the block cannot be filled, or is laid out differently.
@@ -117,9 +117,10 @@ class Streamed:
         for place, linear in linear_layers(module).items():
             parent, _, own = place.rpartition(".")
             weight = tensors[names.pop(f"{place}.weight")]
-            bias = None if linear.bias is None else tensors[names.pop(f"{place}.bias")].float()
+            bias = None if linear.bias is None else tensors[names.pop(f"{place}.bias")].to(crew.device).float()
             setattr(module.get_submodule(parent), own, StripLinear(weight, bias, crew, transposed=type(linear) is not nn.Linear))
-        module.load_state_dict({name: tensors[stored].float() for name, stored in names.items()}, strict=True, assign=True)
+        kept = {name: tensors[stored].to(crew.device).float() for name, stored in names.items()}
+        module.load_state_dict(kept, strict=True, assign=True)
         if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
             raise CheckpointError(f"{self.name} keeps tables inside its blocks that no file holds; it cannot be streamed")
         attention = next((getattr(module, name) for name in ATTENTION if hasattr(module, name)), None)

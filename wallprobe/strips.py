@@ -27,15 +27,19 @@ class Crew:
     """Threads that multiply, each on its own core with a buffer of its own; a context that ends them.
 
     Attributes:
-        size: how many.
+        size: how many; 0 where a device multiplies whole matrices instead, which it keeps as long as their layer.
+        device: that, or the CPU.
         meeting: of the passes that are under way side by side; None where there is one.
     """
 
-    def __init__(self, size: int | None = None) -> None:
-        """Start them; as many as torch uses by default."""
-        self.size = size or torch.get_num_threads()
+    def __init__(self, size: int | None = None, device: str = "cpu") -> None:
+        """Start them; by default as many as torch uses, and none for another device than the CPU."""
+        self.device = torch.device(device)
+        if size is None:
+            size = torch.get_num_threads() if self.device.type == "cpu" else 0
+        self.size = size
         self.meeting: Meeting | None = None
-        self._own, self._pool = threading.local(), _single_threaded(self.size)
+        self._own, self._pool = threading.local(), _single_threaded(size) if size else None
 
     def __enter__(self) -> "Crew":
         return self
@@ -45,7 +49,8 @@ class Crew:
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def each(self, work: Callable[[Any], None], parts: Iterable[Any]) -> None:
         """Do `work` on every part; the first error is raised."""
@@ -54,12 +59,12 @@ class Crew:
             with torch.inference_mode():
                 work(part)
 
-        list(self._pool.map(one, parts))
+        list(map(one, parts) if self._pool is None else self._pool.map(one, parts))
 
     def side_by_side(self, passes: Sequence[Callable[[], T]]) -> list[T]:
         """What each pass returns; they meet at every `StripLinear`. The first error is raised, once all have ended."""
-        if len(passes) == 1:
-            return [passes[0]()]
+        if len(passes) == 1 or not self.size:
+            return [one() for one in passes]
         meeting = self.meeting = Meeting(len(passes))
 
         def one(place: int) -> T:
@@ -179,6 +184,7 @@ class StripLinear(nn.Module):
         super().__init__()
         self.stored, self.bias, self.transposed, self._crew = stored, bias, transposed, crew
         self.out_features, self.in_features = reversed(stored.shape) if transposed else stored.shape
+        self._placed: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -193,6 +199,10 @@ class StripLinear(nn.Module):
 
     def product(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
         """rows weight^T + bias, whoever they are of."""
+        if not self._crew.size:
+            if self._placed is None:
+                self._placed = self.stored.to(self._crew.device).float()
+            return F.linear(rows, self._placed.T if self.transposed else self._placed, self.bias)
         made, height = rows.new_empty(len(rows), self.out_features), self._height()
         self._crew.each(lambda start: self._strip(rows, made, start, height), range(0, self.out_features, height))
         return made

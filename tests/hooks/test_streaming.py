@@ -20,6 +20,7 @@ from wallprobe.hooks.prompt_sets import PromptSet, encode
 from wallprobe.hooks.streaming import BASE, STATE, estimate_bytes, parse_size, passes_cache, stream_gains
 from wallprobe.results import Result
 from wallprobe.streamed import Streamed, open_streamed, size_in_memory
+from wallprobe.strips import Crew
 
 SETTINGS = Settings.make("sublayer", "ratio_of_means", "all")
 TEXTS = "the quick brown fox jumps\nparis is the capital of france\nover the lazy dog near river\nknown tower\n"
@@ -248,3 +249,13 @@ def test_prompts_of_many_lengths_as_one_by_one(folders: dict[str, Path], monkeyp
     together = stream_gains(model, prompts, SETTINGS)
     monkeypatch.setattr("wallprobe.hooks.streaming.MAX_TOKENS", 1)
     equal(stream_gains(model, prompts, SETTINGS), together, 1e-5)
+
+
+def test_as_on_another_device(folders: dict[str, Path], monkeypatch: Any) -> None:
+    for architecture in ("gpt2", "llama"):
+        model = open_streamed(str(folders[architecture]))
+        prompts = read(model, folders)
+        with monkeypatch.context() as other:
+            other.setattr("wallprobe.hooks.streaming.Crew", lambda device: Crew(0, device))  # whole matrices, as where a device has them
+            found = stream_gains(model, prompts, SETTINGS, device="cpu")
+        equal(found, stream_gains(model, prompts, SETTINGS), 1e-5)

@@ -152,7 +152,7 @@ def _measure(
         for name in names:
             bar = view.add_task(f"load {_short(name)}", total=None)
             if room.streams(name):
-                measured.append(_stream(name, settings, sources, room, fold, view, bar))
+                measured.append(_stream(name, settings, sources, room, fold, view, bar, str(place)))
                 continue
             if room.remote != "none":
                 measured.append(_remote(name, settings, sources, room.remote, place, view, bar))
@@ -209,6 +209,7 @@ def _stream(
     fold: bool,
     view: "Progress",
     bar: "TaskID",
+    device: str,
 ) -> "Result":
     """One model block by block, the memory it will take said beforehand."""
     from wallprobe.errors import ConfigError
@@ -230,7 +231,8 @@ def _stream(
         common.err().print(told, soft_wrap=True, markup=False)
         view.update(bar, description=f"stream {_short(name)} (blocks)", total=model.n_layers, completed=0)
         state = (room.results or default_root()) / ".streams" / f"{_short(name)}-{chosen.data_hash[:12]}"
-        return stream_gains(model, chosen, settings, state=state, max_ram=room.budget, on_progress=reading.follower(view, bar))
+        follow = reading.follower(view, bar)
+        return stream_gains(model, chosen, settings, state=state, max_ram=room.budget, device=device, on_progress=follow)
     finally:
         model.close()
 

@@ -154,6 +154,7 @@ def stream_gains(
     state: Path | None = None,
     max_ram: int | None = None,
     every: float = EVERY,
+    device: str = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """What `gains` gives, block by block.
@@ -165,6 +166,7 @@ def stream_gains(
         state: folder where what was done is kept until the end; None keeps nothing.
         max_ram: budget in bytes, refused beforehand where the estimate is above it.
         every: seconds between two savings.
+        device: what multiplies; files are read, and norms taken, on the CPU.
         on_progress: told (blocks done, blocks in all).
 
     Raises:
@@ -179,7 +181,7 @@ def stream_gains(
     memory.start()
     try:
         with torch.inference_mode():
-            norms = _walk(model, prompts, state, every, on_progress, past_cache=past_cache)
+            norms = _walk(model, prompts, state, every, on_progress, past_cache=past_cache, device=device)
     finally:
         peak = memory.stop()
     subject = Subject(
@@ -191,6 +193,7 @@ def stream_gains(
         model.parallel,
         model.n_params,
         model.n_params_non_embedding,
+        device=device,
         streamed=True,
         peak_gib=peak,
     )
@@ -206,6 +209,7 @@ def _walk(
     on_progress: Callable[[int, int], None] | None,
     *,
     past_cache: bool,
+    device: str,
 ) -> list[Norms]:
     """Every block in turn; every batch through each."""
     groups = list(batches(prompts))
@@ -214,10 +218,11 @@ def _walk(
     hidden, named = [first for first, _ in started], [calls for _, calls in started]
     key = _key(model, prompts)
     done, hidden, rows = _resume(state, key, hidden)
+    hidden, named = _placed(hidden, device), _placed(named, device)
     saved = Stopwatch()
     with ExitStack() as stack:
         blocks = [list(model.names(layer).values()) for layer in range(done, model.n_layers)]
-        crew, ahead = stack.enter_context(Crew()), stack.enter_context(Ahead(model.shards, blocks, past_cache=past_cache))
+        crew, ahead = stack.enter_context(Crew(device=device)), stack.enter_context(Ahead(model.shards, blocks, past_cache=past_cache))
         for layer in range(done, model.n_layers):
             block = _Block(model, layer, ahead.take(), crew)
             for wave in waves:
@@ -299,12 +304,21 @@ def _key(model: Streamed, prompts: PromptSet) -> str:
     return hashlib.sha256(json.dumps([prompts.data_hash, files, model.n_layers]).encode()).hexdigest()
 
 
+def _placed(value: Any, device: str) -> Any:
+    """Whatever tensors are in it, on a device; blocks are called with masks and rotations in tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _placed(part, device) for key, part in value.items()}
+    return type(value)(_placed(part, device) for part in value) if isinstance(value, list | tuple) else value
+
+
 def _save(state: Path, key: str, done: int, hidden: list[Tensor], rows: list[list[dict[str, Tensor]]]) -> None:
     """Hidden states and norms so far, whole or not at all."""
     from safetensors.torch import save
 
     ensure_directory(state)
-    tensors = {f"hidden.{place}": one.contiguous() for place, one in enumerate(hidden)}
+    tensors = {f"hidden.{place}": one.cpu().contiguous() for place, one in enumerate(hidden)}
     for place, batch in enumerate(rows):
         tensors |= {f"norms.{place}.{name}": torch.stack([row[name] for row in batch]) for name in batch[0]}
     write_atomic(state / STATE, save(tensors, {KEY: key, "done": str(done)}))
