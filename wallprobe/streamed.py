@@ -25,6 +25,8 @@ from wallprobe.strips import Crew, StripLinear
 
 ATTENTION, STACKS = ("self_attn", "attention", "attn"), ("layers", "h")
 PARALLEL = ("gptj", "phi", "codegen", "cohere")  # attention and MLP read the same residual without saying so in their config
+HEADS = ("lm_head", "embed_out")  # what unembeddings are called in files, whatever the class calls them
+PROBED = 8  # vocabulary of the small models that are built to look at
 HASHED = 4 << 30  # bytes up to which a checkpoint's SHA-256 is worth the reading
 
 
@@ -41,6 +43,21 @@ class _Recorder(nn.Module):
         self.given.append((positional, named))
         self.hidden = hidden
         return hidden
+
+
+@dataclass
+class Head:
+    """Final norm, in fp32, and unembedding.
+
+    Attributes:
+        norm: the module.
+        weight: `[vocabulary, d_model]`, of the files' own type, in their pages.
+        bias: `[vocabulary]` fp32, or None.
+    """
+
+    norm: nn.Module
+    weight: Tensor
+    bias: Tensor | None
 
 
 @dataclass
@@ -153,10 +170,51 @@ class Streamed:
             raise CheckpointError(f"{self.name} does not call its blocks once each, in order; it cannot be streamed")
         return first, [recorder.given[0] for recorder in recorders]
 
+    def head(self) -> "Head":
+        """What makes logits of the last block's output.
+
+        Raises:
+            CheckpointError: if a weight is missing, or the logits are not the unembedding of the final norm (a scale, a cap).
+        """
+        with quiet():
+            small = copy.deepcopy(self.config)
+            small.num_hidden_layers, small.vocab_size, small.pad_token_id = 0, PROBED, None
+            model = _from_config(small).eval()
+        base, _ = _base(model)
+        place, norm = [(name, part) for name, part in base.named_modules() if getattr(getattr(part, "weight", None), "ndim", 0) == 1][-1]
+        for name, parameter in norm.named_parameters():
+            parameter.data = self.shards.tensor(self._stored(f"{place}.{name}"))
+        output = model.get_output_embeddings()
+        _check_head(self.name, model, norm, output)
+        own = next(name for name, part in model.named_modules() if part is output)
+        named = next((name for name in (own, *HEADS) if f"{name}.weight" in self.shards.shapes), None)
+        embedding = base.get_input_embeddings()
+        tied = next(name for name, module in base.named_modules() if module is embedding)
+        weight = self._stored(f"{tied}.weight") if named is None else f"{named}.weight"
+        if self.shards.shapes[weight] != (self.vocabulary, self.d_model):
+            raise CheckpointError(
+                f"{weight} of {self.name} has shape {self.shards.shapes[weight]}, its config says {(self.vocabulary, self.d_model)}"
+            )
+        bias = None if output.bias is None else self.shards.tensor(f"{named}.bias")
+        return Head(norm.requires_grad_(False), self.shards.tensor(weight, None), bias)
+
     def _stored(self, name: str) -> str:
         if self.prefix + name not in self.shards.shapes:
             raise CheckpointError(f"{self.name} lacks {self.prefix + name}, which its config asks for; fetch it again")
         return self.prefix + name
+
+
+def _check_head(name: str, model: Any, norm: nn.Module, output: Any) -> None:
+    """Hold the logits of a model without blocks to the unembedding of its final norm."""
+    seen: list[Tensor] = []
+    handle = norm.register_forward_hook(lambda _, given, made: seen.append(made))
+    states = torch.randn(1, 4, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = model(inputs_embeds=states, use_cache=False).logits
+        handle.remove()
+        wanted = nn.functional.linear(seen[-1], output.weight, output.bias) if len(seen) == 1 else logits + math.inf
+    if not bool((logits - wanted).abs().max() <= 1e-5 * logits.abs().max()):
+        raise CheckpointError(f"{name} does more between its last block and its logits than a norm and a product; leave --stream out")
 
 
 def linear_layers(block: nn.Module) -> dict[str, Any]:

@@ -82,6 +82,8 @@ class Crew:
 
     def cast(self, strip: Tensor) -> Float[Tensor, "rows columns"]:
         """A strip in fp32, in this thread's buffer; the next one overwrites it. One that is fp32 and contiguous is itself."""
+        if self.device.type != "cpu":
+            return strip.to(self.device).float()
         if strip.dtype == torch.float32 and strip.is_contiguous():
             return strip
         buffer: Tensor | None = getattr(self._own, "buffer", None)

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from wallprobe.ahead import Ahead, buffer_bytes, can_pass_cache
@@ -33,8 +34,28 @@ from wallprobe.strips import STRIP, Crew
 
 GIB = 1 << 30
 BASE = 600 << 20  # what Python, torch and transformers take themselves
-STATE, KEY = "stream.safetensors", "key"
+STATE, KEY, SEEN = "stream.safetensors", "key", "seen."
 EVERY = 5.0  # seconds between two savings of what was done
+
+
+@runtime_checkable
+class Visitor(Protocol):
+    """Looks at every block's output.
+
+    Attributes:
+        held: bytes that it will hold at most.
+    """
+
+    held: int
+
+    def visit(self, layer: int, after: Sequence[Float[Tensor, "batch index d_model"]], crew: Crew) -> None:
+        """Once a block, every batch's output in the order of `gains.batches`."""
+
+    def kept(self) -> dict[str, Tensor]:
+        """What it has gathered, to go on from after an interruption."""
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Take that up again."""
 
 
 class _Watch(threading.Thread):
@@ -93,12 +114,13 @@ def default_budget() -> int | None:
     return None if free is None else free * 4 // 5
 
 
-def estimate_bytes(model: Streamed, prompts: PromptSet, *, past_cache: bool = False) -> int:
+def estimate_bytes(model: Streamed, prompts: PromptSet, more: int = 0, *, past_cache: bool = False) -> int:
     """Peak anonymous memory of streaming: what a block keeps in fp32, hidden states before and after it, one wave's activations, strips.
 
     Args:
         model: the checkpoint.
         prompts: what it reads.
+        more: what a visitor holds.
         past_cache: count the two buffers that blocks are read into, see `passes_cache`.
     """
     tokens = sum(len(row) for row in prompts.tokens)
@@ -109,15 +131,15 @@ def estimate_bytes(model: Streamed, prompts: PromptSet, *, past_cache: bool = Fa
     blocks = [list(model.names(layer).values()) for layer in range(model.n_layers)] if past_cache else []
     buffers = 2 * buffer_bytes(model.shards, blocks) if past_cache else 0
     strips = 4 * STRIP * torch.get_num_threads()
-    return BASE + max(model.kept_bytes) + 2 * 4 * tokens * model.d_model + activations + strips + buffers
+    return BASE + max(model.kept_bytes) + 2 * 4 * tokens * model.d_model + activations + strips + buffers + more
 
 
-def passes_cache(model: Streamed, prompts: PromptSet, max_ram: int | None) -> bool:
+def passes_cache(model: Streamed, prompts: PromptSet, max_ram: int | None, more: int = 0) -> bool:
     """Whether blocks are read past the system's cache: where it cannot hold half of the checkpoint beside all else, and two buffers fit."""
     free, read = available_bytes(), sum(model.shards.sizes.values())
     if free is None or read < free // 2 or not can_pass_cache(model.shards):
         return False
-    return max_ram is None or estimate_bytes(model, prompts, past_cache=True) <= max_ram
+    return max_ram is None or estimate_bytes(model, prompts, more, past_cache=True) <= max_ram
 
 
 def check_definition(settings: Settings) -> Callable[[Norms, int], Terms]:
@@ -131,19 +153,19 @@ def check_definition(settings: Settings) -> Callable[[Norms, int], Terms]:
     return settings.definition.terms
 
 
-def check_budget(model: Streamed, prompts: PromptSet, max_ram: int | None) -> int:
+def check_budget(model: Streamed, prompts: PromptSet, max_ram: int | None, more: int = 0) -> int:
     """The estimate, with the buffers that will be used.
 
     Raises:
         ConfigError: if it is above the budget.
     """
-    needed = estimate_bytes(model, prompts)
+    needed = estimate_bytes(model, prompts, more)
     if max_ram is not None and needed > max_ram:
         raise ConfigError(
             f"streaming {model.name} takes about {needed / GIB:.2f} GiB, {BASE / GIB:.2f} of it for Python and torch themselves; "
             f"--max-ram allows {max_ram / GIB:.2f}; raise it, or read fewer prompts with --limit"
         )
-    return estimate_bytes(model, prompts, past_cache=passes_cache(model, prompts, max_ram))
+    return estimate_bytes(model, prompts, more, past_cache=passes_cache(model, prompts, max_ram, more))
 
 
 def stream_gains(
@@ -155,6 +177,7 @@ def stream_gains(
     max_ram: int | None = None,
     every: float = EVERY,
     device: str = "cpu",
+    visitor: Visitor | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """What `gains` gives, block by block.
@@ -167,6 +190,7 @@ def stream_gains(
         max_ram: budget in bytes, refused beforehand where the estimate is above it.
         every: seconds between two savings.
         device: what multiplies; files are read, and norms taken, on the CPU.
+        visitor: looks at every block's output besides.
         on_progress: told (blocks done, blocks in all).
 
     Raises:
@@ -175,13 +199,14 @@ def stream_gains(
         InstrumentError: if the parts of a block do not add up, or a norm is not finite.
     """
     terms_of = check_definition(settings)
-    check_budget(model, prompts, max_ram)
-    past_cache = passes_cache(model, prompts, max_ram)
+    more = 0 if visitor is None else visitor.held
+    check_budget(model, prompts, max_ram, more)
+    past_cache = passes_cache(model, prompts, max_ram, more)
     watch, memory = Stopwatch(), _Watch()
     memory.start()
     try:
         with torch.inference_mode():
-            norms = _walk(model, prompts, state, every, on_progress, past_cache=past_cache, device=device)
+            norms = _walk(model, prompts, state, every, on_progress, past_cache=past_cache, device=device, visitor=visitor)
     finally:
         peak = memory.stop()
     subject = Subject(
@@ -210,14 +235,15 @@ def _walk(
     *,
     past_cache: bool,
     device: str,
+    visitor: Visitor | None = None,
 ) -> list[Norms]:
     """Every block in turn; every batch through each."""
     groups = list(batches(prompts))
     waves = _waves(groups, prompts)
     started = [model.start(torch.stack([prompts.tokens[index] for index in members])) for members in groups]
     hidden, named = [first for first, _ in started], [calls for _, calls in started]
-    key = _key(model, prompts)
-    done, hidden, rows = _resume(state, key, hidden)
+    key = _key(model, prompts, visitor)
+    done, hidden, rows = _resume(state, key, hidden, visitor)
     hidden, named = _placed(hidden, device), _placed(named, device)
     saved = Stopwatch()
     with ExitStack() as stack:
@@ -230,8 +256,10 @@ def _walk(
                 for place, (after, row) in zip(wave, crew.side_by_side(passes), strict=True):
                     hidden[place] = after
                     rows[place].append(row)
+            if visitor is not None:
+                visitor.visit(layer, hidden, crew)
             if state is not None and (saved.seconds() >= every or layer + 1 == model.n_layers):
-                _save(state, key, layer + 1, hidden, rows)
+                _save(state, key, layer + 1, hidden, rows, visitor)
                 saved = Stopwatch()
             if on_progress is not None:
                 on_progress(layer + 1, model.n_layers)
@@ -297,11 +325,11 @@ def _waves(groups: Sequence[Sequence[int]], prompts: PromptSet) -> list[list[int
     return waves
 
 
-def _key(model: Streamed, prompts: PromptSet) -> str:
-    """What a saved state must be of: these files and these prompts."""
+def _key(model: Streamed, prompts: PromptSet, visitor: Visitor | None) -> str:
+    """What a saved state must be of: these files and these prompts, and who looked on."""
     stats = {name: (model.shards.folder / name).stat() for name in sorted(set(model.shards.files.values()))}
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
-    return hashlib.sha256(json.dumps([prompts.data_hash, files, model.n_layers]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([prompts.data_hash, files, model.n_layers, type(visitor).__name__]).encode()).hexdigest()
 
 
 def _placed(value: Any, device: str) -> Any:
@@ -313,7 +341,7 @@ def _placed(value: Any, device: str) -> Any:
     return type(value)(_placed(part, device) for part in value) if isinstance(value, list | tuple) else value
 
 
-def _save(state: Path, key: str, done: int, hidden: list[Tensor], rows: list[list[dict[str, Tensor]]]) -> None:
+def _save(state: Path, key: str, done: int, hidden: list[Tensor], rows: list[list[dict[str, Tensor]]], visitor: Visitor | None) -> None:
     """Hidden states and norms so far, whole or not at all."""
     from safetensors.torch import save
 
@@ -321,10 +349,14 @@ def _save(state: Path, key: str, done: int, hidden: list[Tensor], rows: list[lis
     tensors = {f"hidden.{place}": one.cpu().contiguous() for place, one in enumerate(hidden)}
     for place, batch in enumerate(rows):
         tensors |= {f"norms.{place}.{name}": torch.stack([row[name] for row in batch]) for name in batch[0]}
+    if visitor is not None:
+        tensors |= {f"{SEEN}{name}": tensor for name, tensor in visitor.kept().items()}
     write_atomic(state / STATE, save(tensors, {KEY: key, "done": str(done)}))
 
 
-def _resume(state: Path | None, key: str, hidden: list[Tensor]) -> tuple[int, list[Tensor], list[list[dict[str, Tensor]]]]:
+def _resume(
+    state: Path | None, key: str, hidden: list[Tensor], visitor: Visitor | None
+) -> tuple[int, list[Tensor], list[list[dict[str, Tensor]]]]:
     """Blocks done, hidden states and norms; from the start where nothing of these files and prompts is kept."""
     fresh: list[list[dict[str, Tensor]]] = [[] for _ in hidden]
     if state is None or not (state / STATE).is_file():
@@ -347,4 +379,6 @@ def _resume(state: Path | None, key: str, hidden: list[Tensor]) -> tuple[int, li
             batch.extend({} for _ in range(done - len(batch)))
             for layer in range(done):
                 batch[layer][which] = tensor[layer]
+    if visitor is not None:
+        visitor.restore({name.removeprefix(SEEN): tensor for name, tensor in tensors.items() if name.startswith(SEEN)})
     return done, [tensors[f"hidden.{place}"] for place in range(len(hidden))], fresh
