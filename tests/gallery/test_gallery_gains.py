@@ -61,7 +61,7 @@ def test_the_flow_page_shows_first_choices_and_both_efficiencies() -> None:
     result.summary["unigram_reason"] = None
     page = inside.flow(result)
     assert len(page.sections) == 5
-    assert page.sections[2].title.startswith("The lens puts 4 of next tokens first")
+    assert page.sections[2].title.startswith("The lens puts 400.0% of next tokens first")
     assert [row[:2] for row in page.sections[4].rows][2] == ["PPL unigram / PPL, per unit of gain", "all tokens"]
     result.summary["unigram_reason"] = "too few"
     assert len(inside.flow(result).sections[4].rows) == 2

@@ -87,6 +87,7 @@ def _lines(summary: "dict[str, Any]") -> tuple[str, ...]:
         return "".join(parts)
 
     seen = f"{summary['unigram']}: {summary['unigram_tokens']:,} tokens, {summary['unigram_types']:,} types"
+    seen += f", {summary['unigram_seen']:.0%} of what is scored among them"
     perplexity = f"{both('eta_ppl')} (unigram {figure(summary['ppl_unigram'])}, model {figure(summary['ppl'])}; {seen})"
     return (
         f"eta, (ln V - loss) / F:       {both('eta')} nats per unit of the last MLP's gain",

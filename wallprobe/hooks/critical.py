@@ -57,6 +57,11 @@ class Critical:
     unbounded: float
     reason: str
 
+    @classmethod
+    def none(cls, reason: str, growth: float = math.nan) -> "Critical":
+        """No N*, and nothing fitted of quality."""
+        return cls(math.nan, math.nan, math.nan, math.nan, math.nan, growth, math.nan, reason)
+
 
 def saturations(sizes: Array, quality: Array, gain: Array) -> Saturation:
     """Least squares of every row: quality over a grid of rates, with limit and drop by their normal equations at each.
@@ -69,17 +74,17 @@ def saturations(sizes: Array, quality: Array, gain: Array) -> Saturation:
     x, up = across - centre, np.log(gain)
     growth = (x * (up - up.mean(axis=1, keepdims=True))).sum(axis=1) / (x**2).sum(axis=1)
     rest = quality - quality.mean(axis=1, keepdims=True)
-    best, shape = np.full(len(x), np.inf), np.zeros((3, len(x)))
-    for place, rate in enumerate(RATES):
-        z = np.exp(-rate * x)
+    best, shape = np.full(len(x), np.inf), np.zeros((3, len(x)))  # limit, drop, place of the rate
+    for place, tried in enumerate(RATES):
+        z = np.exp(-tried * x)
         mean = z.mean(axis=1, keepdims=True)
         slope = ((z - mean) * rest).sum(axis=1) / ((z - mean) ** 2).sum(axis=1)
         left = ((rest - slope[:, None] * (z - mean)) ** 2).sum(axis=1)
         better = left < best
         best = np.where(better, left, best)
         shape = np.where(better, np.stack([quality.mean(axis=1) - slope * mean[:, 0], -slope, np.full(len(x), float(place))]), shape)
-    limit, drop, place = shape
-    rate, free = RATES[place.astype(int)], (place > 0) & (place < len(RATES) - 1)
+    limit, drop, places = shape
+    rate, free = RATES[places.astype(int)], np.asarray((places > 0) & (places < len(RATES) - 1))
     sound = free & (limit > 0) & (drop > 0) & (growth > 0)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         log_at = centre[:, 0] + np.log(drop * (growth + rate) / (growth * limit)) / rate
@@ -101,14 +106,14 @@ def critical_size(
     """
     n, q, f = (np.asarray([values], dtype=float) for values in (sizes, quality, gain))
     if n.shape[1] < LEAST or len(set(sizes)) < LEAST:
-        return _none(f"Q = Q_inf - c N^-b and its interval need at least {LEAST} models of different sizes, here {len(set(sizes))}")
+        return Critical.none(f"Q = Q_inf - c N^-b and its interval need at least {LEAST} models of different sizes, here {len(set(sizes))}")
     if not all(math.isfinite(value) for value in quality):
-        return _none("a model here has no loss")
+        return Critical.none("a model here has no loss")
     whole = saturations(n, q, f)
     growth = float(whole.growth[0])
     reason = _monotone(whole)
     if reason:
-        return _none(reason, growth)
+        return Critical.none(reason, growth)
     limit, rate = float(whole.limit[0]), float(whole.rate[0])
     picks = _resamples(n[0], rng, draws)
     drawn = saturations(n[0][picks], q[0][picks], f[0][picks]).at
@@ -123,10 +128,6 @@ def critical_size(
             math.nan, math.nan, math.nan, limit, rate, growth, missing, "its bootstrap interval over these models is not finite"
         )
     return Critical(float(whole.at[0]), low, high, limit, rate, growth, missing, "")
-
-
-def _none(reason: str, growth: float = math.nan) -> Critical:
-    return Critical(math.nan, math.nan, math.nan, math.nan, math.nan, growth, math.nan, reason)
 
 
 def _monotone(fit: Saturation) -> str:

@@ -289,7 +289,7 @@ def _critical(points: Sequence[Point], seed: int) -> dict[str, Any]:
     quality = [point.quality for point in points]
     if all(math.isnan(value) for value in quality):
         why = "no losses here; measure them: wallprobe flow MODEL..., then wallprobe scaling MODEL... --efficiency"
-        found, trend = Critical(*[math.nan] * 7, why), None
+        found, trend = Critical.none(why), None
     else:
         sizes, gains = [point.n_params for point in points], [point.gain for point in points]
         found = critical_size(sizes, quality, gains, generator(seed, "scaling", "critical"))

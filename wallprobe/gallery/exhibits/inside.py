@@ -116,7 +116,8 @@ def flow(result: Result) -> Exhibit:
 
 
 def _first(result: Result, prompts: str) -> Figure:
-    title = "The lens puts {} of next tokens first after the first layer, {} after the last".format(*_ends(result, "lens_top1"))
+    first, last = (float(result.data["lens_top1"][place]) for place in (0, -1))
+    title = f"The lens puts {first:.1%} of next tokens first after the first layer, {last:.1%} after the last"
     caption = f"Share of next tokens; band: 95 % over {prompts}."
     return _lines(result, FIRST, title, "share of next tokens", "", caption, x="after layer")
 

@@ -1,6 +1,7 @@
 """The exhibit of kind "scaling": the models, the line through them with its band for a new model, and the fit without each of them."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from wallprobe.gallery import charts
@@ -43,6 +44,11 @@ def exhibit(result: Result) -> Exhibit:
     return Exhibit(headline(result, "A scaling law"), tuple(sections), Glance("bars", (tuple(gains),), 0.0))
 
 
+def _short(record: Mapping[str, Any]) -> str:
+    """A model's name without organisation or folders, as there is room for beside a point."""
+    return charts.text(str(record["label"]).rstrip("/").rpartition("/")[2].removeprefix("pythia-"))
+
+
 def _law(result: Result, parts: dict[str, list[dict[str, Any]]]) -> Figure:
     models, ahead = parts["model"], sorted(parts["extrapolation"], key=lambda record: float(record["x"]))
     largest = max(record["x"] for record in models)
@@ -53,7 +59,7 @@ def _law(result: Result, parts: dict[str, list[dict[str, Any]]]) -> Figure:
         "name": "measured",
         "x": [record["x"] for record in models],
         "y": [record["gain"] for record in models],
-        "text": [charts.text(str(record["label"]).removeprefix("pythia-")) for record in models],
+        "text": [_short(record) for record in models],
         "textposition": ["top center" if place % 2 else "bottom center" for place in range(len(models))],
         "marker": {"color": "@series-2", "size": 9},
         "hovertemplate": "%{text}: %{y:.3g} at %{x:.3g}<extra></extra>",
@@ -106,7 +112,7 @@ def _efficiency(result: Result, records: list[dict[str, Any]]) -> Figure:
         "mode": "markers+text",
         "x": [record["x"] for record in records],
         "y": [record["eta"] for record in records],
-        "text": [charts.text(str(record["label"]).rstrip("/").rpartition("/")[2]) for record in records],
+        "text": [_short(record) for record in records],
         "textposition": ["top center" if place % 2 else "bottom center" for place in range(len(records))],
         "marker": {"color": "@series-2", "size": 9},
         "hovertemplate": "%{text}: %{y:.3g} at %{x:.3g}<extra></extra>",
@@ -140,7 +146,7 @@ def _without(result: Result, records: list[dict[str, Any]]) -> Figure:
     points = {
         "type": "scatter",
         "mode": "markers",
-        "x": [charts.text(str(record["label"]).removeprefix("pythia-")) for record in records],
+        "x": [_short(record) for record in records],
         "y": [record["alpha"] for record in records],
         "customdata": [record["p"] for record in records],
         "error_y": {"type": "data", "array": half, "thickness": 1.2, "width": 3, "color": "@ink"},
