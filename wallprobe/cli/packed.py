@@ -43,7 +43,7 @@ class Packed:
 
     def parts(self, room: int) -> Iterator[list[int]]:
         """Columns that fit beside the first, part by part; one that is wider than the room stands alone."""
-        first, taken, columns = self.width(0), 0, list[int]()
+        first, taken, columns = 1 + self.width(0), 0, list[int]()
         for column in range(1, len(self.heads)):
             width = self.width(column)
             if columns and first + taken + width > room:
@@ -54,7 +54,7 @@ class Packed:
         yield columns
 
     def width(self, column: int) -> int:
-        """Terminal cells a column takes, its padding on both sides included."""
+        """Terminal cells a column takes, its padding and one border included; the table's other border is one more."""
         from rich.text import Text
 
         texts = [self.heads[column], *(row[column] for row in self.rows)]
