@@ -65,6 +65,29 @@ def test_a_fit_with_the_gains_and_again_from_the_store(invoke, family):
     assert json.loads(out)["summary"] == found["scaling"]["summary"]
 
 
+def test_flows_give_the_law_and_efficiency_and_say_why_there_is_no_critical_size(invoke, family):
+    folders = [str(family / name) for name in SHAPES]
+    code, out, err = invoke("flow", *folders, "--device", "cpu", "--json")
+    assert (code, err) == (0, "")
+    flows = json.loads(out)["summary"]
+    code, out, err = invoke("scaling", *SHAPES, "--efficiency", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    rows = [row for row in found["values"] if row["part"] == "model"]
+    assert [row["gain"] for row in rows] == [flow["final_mlp_gain"] for flow in flows]
+    assert [row["eta"] for row in rows] == pytest.approx([flow["eta"] for flow in flows])
+    assert found["summary"]["n_star"] is None
+    assert "need at least 5 models" in found["summary"]["n_star_reason"]
+    assert found["summary"]["bootstrap_prompts_low"] is not None
+    code, out, err = invoke("scaling", *SHAPES, "--efficiency")
+    assert (code, err) == (0, "")
+    assert "Efficiency: eta = (ln V - loss) / gain" in out
+    assert "critical size N*: none: Q = Q_inf - c N^-b and its interval need at least 5 models" in out
+    code, out, err = invoke("scaling", "--published", "--efficiency")
+    assert (code, out) == (2, "")
+    assert "the published figures have no losses" in err
+
+
 def test_a_fit_needs_models_of_several_sizes(invoke, family, tmp_path):
     code, out, err = invoke("gains", str(family / "small"), "--fit", "--device", "cpu")
     assert (code, out) == (2, "")

@@ -1,5 +1,7 @@
 """Pages of the gains' instruments: what they show is what was measured, and a Result without its arrays still gets a page."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,34 @@ def test_the_scaling_page_has_points_band_and_the_published_rows() -> None:
     text, _ = render(result, {"scaling": scaling.exhibit}, "scaling")
     assert "failed" not in text
     assert "anchored at the largest model" in text
+
+
+def test_efficiency_by_size_is_drawn_with_the_critical_size_or_the_reason_for_none() -> None:
+    points = [replace(point, quality=0.9 * point.n_params**0.1) for point in published_points()]
+    result = fit_law(points, draws=50)
+    figure = scaling.exhibit(result).sections[-1]
+    spec = figure.frames[0].panels[0].spec
+    assert spec["data"][0]["y"] == pytest.approx([point.quality / point.gain for point in points])
+    assert figure.title == "No critical size: eta over these models"
+    assert result.summary["n_star_reason"] in figure.caption
+    known = [replace(point, quality=8.0 - 900 * point.n_params**-0.3, gain=0.02 * point.n_params**0.25) for point in points]
+    figure = scaling.exhibit(fit_law(known, draws=50)).sections[-1]
+    assert figure.title.startswith("A unit of gain buys most at ")
+    assert len(figure.frames[0].panels[0].spec["layout"]["shapes"]) == 2
+
+
+def test_the_flow_page_shows_first_choices_and_both_efficiencies() -> None:
+    result = by_layer("flow", [*inside.ENTROPY, *inside.LOSS, *inside.FIRST, *inside.RANKS])
+    for name in ("eta", "eta_ppl"):
+        for suffix in ("", "_no_sink"):
+            result.summary.update({f"{name}{suffix}{end}": 0.5 for end in ("", "_low", "_high")})
+    result.summary["unigram_reason"] = None
+    page = inside.flow(result)
+    assert len(page.sections) == 5
+    assert page.sections[2].title.startswith("The lens puts 400.0% of next tokens first")
+    assert [row[:2] for row in page.sections[4].rows][2] == ["PPL unigram / PPL, per unit of gain", "all tokens"]
+    result.summary["unigram_reason"] = "too few"
+    assert len(inside.flow(result).sections[4].rows) == 2
 
 
 def test_flow_and_maps_pages() -> None:

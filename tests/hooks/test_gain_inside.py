@@ -106,6 +106,16 @@ def test_the_sheaf_laplacian_written_out() -> None:
     assert float(found["gap"] * sigma**2) == pytest.approx(smallest)
 
 
+def test_a_token_that_nothing_reads_is_a_component_of_its_own() -> None:
+    """Five tokens, the last of which reads itself alone and is read by none: two components, and the gap is the other four's."""
+    pattern, given, value = random_head()
+    pattern[0, 4] = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0])
+    found = head_figures(pattern, given, value, torch.ones(5, dtype=torch.bool))
+    without = head_figures(pattern[:, :4, :4], given[:4], value, torch.ones(4, dtype=torch.bool))
+    assert float(found["joined_share"]) == pytest.approx(3 / 5)
+    assert float(found["gap"]) == pytest.approx(float(without["gap"]))
+
+
 def test_energy_without_sinks_leaves_out_their_edges_and_tokens() -> None:
     pattern, given, value = random_head()
     keep = torch.tensor([False, True, True, True, True])
@@ -134,7 +144,7 @@ def test_scaling_by_hand(loaded: dict[str, Loaded], prompts: PromptSet) -> None:
     result = rescale(model, prompts, [1], "mlp", scales=(0.0, 2.0))
     assert [int(layer) for layer in result.data["layer"]] == [1, 0, 2]
     assert result.data["is_control"].values[:, 0, 0].tolist() == [0, 1, 1]
-    total, count = 0.0, 0
+    total, count, changes = 0.0, 0, []
     for row in prompts.tokens:
         losses: list[Tensor] = []
         for factor in (1.0, 2.0):
@@ -142,8 +152,12 @@ def test_scaling_by_hand(loaded: dict[str, Loaded], prompts: PromptSet) -> None:
             with torch.no_grad():
                 logits = model.model.run_with_hooks(row[None], fwd_hooks=[hook])  # type: ignore[operator]
             losses.append(torch.nn.functional.cross_entropy(logits[0, :-1], row[1:], reduction="sum"))
-        total, count = total + float(losses[1] - losses[0]), count + len(row) - 1
+        changes.append(float(losses[1] - losses[0]))
+        total, count = total + changes[-1], count + len(row) - 1
     assert float(result.data["delta_nll"].sel(layer=1, scale=2.0, place="all")) == pytest.approx(total / count, rel=1e-3, abs=1e-6)
+    low, high = (float(result.data[f"delta_nll_{end}"].sel(layer=1, scale=2.0, place="all")) for end in ("low", "high"))
+    each = sorted(change / (len(row) - 1) for change, row in zip(changes, prompts.tokens, strict=True))
+    assert (low, high) == (pytest.approx(each[0], rel=1e-3), pytest.approx(each[1], rel=1e-3))  # a quarter of the resamples each
     one = result.data["delta_nll"].sel(scale=1.0, place="all").values
     assert (one == 0).all()
     for row in result.to_json()["values"]:

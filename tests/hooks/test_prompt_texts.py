@@ -12,6 +12,8 @@ from wallprobe.hooks.prompt_texts import MIXED, read_texts
 def test_built_in_sets() -> None:
     assert len(read_texts("seed4")[1]) == 4
     assert read_texts("single") == ("single", ("The capital of France is",))
+    name, facts = read_texts("ffn8")
+    assert (name, len(set(facts))) == ("ffn8", 8)
     assert len(set(MIXED)) == len(MIXED) >= 25
     assert read_texts("mixed", limit=3) == ("mixed", MIXED[:3])
 

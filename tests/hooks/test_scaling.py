@@ -3,10 +3,12 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from wallprobe.cli.scaling import critical
 from wallprobe.errors import ConfigError
 from wallprobe.gallery.charts import number
 from wallprobe.hooks.published import PYTHIA
@@ -113,6 +115,22 @@ def test_the_bootstrap_over_models_by_hand_and_prompts_widen_it() -> None:
     assert wide_high - wide_low > 1.2 * (high - low)
     found = scaling(points(sizes, gains, noisy), draws=500).summary
     assert found["bootstrap_prompts_high"] - found["bootstrap_prompts_low"] > found["bootstrap_high"] - found["bootstrap_low"]
+
+
+def test_losses_give_the_critical_size_and_without_them_it_says_what_is_missing(law: Result, tmp_path) -> None:
+    sizes = np.geomspace(1e7, 1e11, 8).tolist()
+    a, b, limit, at = 0.25, 0.3, 8.0, 2e9
+    drop = a * limit * at**b / (a + b)
+    made = [replace(point, quality=limit - drop * point.n_params**-b) for point in points(sizes, [0.02 * n**a for n in sizes])]
+    found = scaling(made, draws=200)
+    assert found.summary["n_star"] == pytest.approx(at, rel=0.02)
+    assert found.summary["n_star_low"] < found.summary["n_star_high"] * (1 + 1e-9)
+    assert found.summary["n_star_reason"] is None
+    assert [row["eta"] for row in rows(found, "model").values()] == pytest.approx([one.quality / one.gain for one in made])
+    assert critical(found.summary).startswith("critical size N*: 2B parameters, 95 % over models ")
+    assert load_result(found.save(tmp_path)).to_json() == found.to_json()
+    assert law.to_json()["summary"]["n_star"] is None
+    assert law.summary["n_star_reason"].startswith("no losses here; measure them: wallprobe flow MODEL")
 
 
 def test_three_models_have_no_leave_one_out_and_no_bootstrap() -> None:

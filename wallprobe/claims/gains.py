@@ -172,6 +172,27 @@ def _net() -> Iterator[Claim]:
             note="true of the 182 layers pooled (95.6 %), and model by model of 1.4B and 6.9B alone",
         )
 
+    yield figure(
+        "net.models",
+        topic,
+        "In each of the eight models 94 to 96 % of layers contract on net (to the digit printed).",
+        8.0,
+        1.0,
+        _of("net_within"),
+        "models",
+        pattern="net.dominates",
+        note="1.4B (23/24) and 6.9B (30/32); 70M, 160M, 410M and 2.8B have all, 12B 33/36, 1B 14/16",
+    )
+    yield pattern(
+        "net.pooled",
+        topic,
+        "Read over all layers of all models together, 94 to 96 % contract on net.",
+        _of("net_share_pooled"),
+        Interval(low=93.5, high=96.5),
+        "% of layers",
+        note="174 of 182; the reading under which the seed's figure holds",
+    )
+
 
 def _mlp() -> Iterator[Claim]:
     topic = "MLP contraction and scale"
@@ -281,6 +302,11 @@ def _architecture() -> Iterator[Claim]:
         "models",
         note="the seed gives labels and no rule; the rule here was fitted to these eight labels, so it can only agree",
     )
+    yield figure("models.count", topic, "Eight Pythia models were measured.", 8.0, 1.0, _of("n_models"), "models")
+    yield figure(
+        "models.smallest", topic, "The smallest has 70 million parameters.", 70.0, 1.0, _of("size_low"), "million", note="70.4 million"
+    )
+    yield figure("models.largest", topic, "The largest has 12 billion.", 12.0, 1.0, _of("size_high"), "billion", note="11.85 billion")
     yield figure(
         "regimes.layers", topic, "In Pythia-12B 35 layers come before the last.", 35.0, 1.0, _of("layers_before_last_12b"), "layers"
     )
@@ -409,10 +435,17 @@ def _unmeasured() -> Iterator[Claim]:
         (
             "critical",
             "Beyond a critical size efficiency falls.",
-            "of two pure power laws the ratio is monotone, so there is no critical size; a finite one needs losses of several sizes",
+            "of two pure power laws the ratio is monotone, so there is no critical size; a finite one needs losses of five sizes or more "
+            "(wallprobe scaling --efficiency)",
         ),
         ("instability", "Gains of 30 to 50 make training and inference unstable.", "no model with such a law's gain is at hand"),
         ("overconfident", "High gain makes predictions overconfident and less calibrated.", "needs models of several sizes"),
+        ("returns", "Perplexity improves sublinearly with parameters.", "the seed publishes no losses"),
+        (
+            "training",
+            "The wider compression and expansion lie apart, the worse conditioned the gradient.",
+            "needs models of several sizes",
+        ),
         ("brittle", "High-gain last layers amplify small perturbations.", "needs models of several sizes"),
         ("cohomology", "H^1 of the attention sheaf is not zero and obstructs prediction.", "the seed gives no complex to compute it from"),
         ("inertia", "Larger models require larger explosions rather than learning them.", "observational, as the seed says"),

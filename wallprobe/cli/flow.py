@@ -1,6 +1,8 @@
 """`wallprobe flow`: what a model would say after each layer, and how many directions its states take."""
 
-from typing import TYPE_CHECKING, Any
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -8,6 +10,16 @@ from wallprobe.cli import common, reading
 
 if TYPE_CHECKING:
     from wallprobe.results import Result
+
+HEADS = {
+    "lens_entropy_mean": "entropy,\nno sinks",
+    "lens_nll": "loss",
+    "lens_top1": "top-1",
+    "erank": "effective\nrank",
+    "erank_no_sink": "  no sinks",
+    "participation": "participation",
+    "participation_no_sink": "  no sinks",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -20,18 +32,24 @@ def flow(
     prompts: reading.Prompts = None,
     column: reading.Column = None,
     limit: reading.Limit = None,
+    unigram: Annotated[
+        Path | None, typer.Option(help="Text whose tokens make the unigram model of eta_ppl.", show_default="the other prompts")
+    ] = None,
     device: common.Device = "auto",
     runs: common.Runs = None,
     results: common.Results = None,
     json: common.Json = False,
 ) -> None:
     """Logit-lens entropy and loss, effective rank and participation ratio after every layer, and nats per unit of gain."""
+    from wallprobe.hooks.efficiency import read_text
     from wallprobe.hooks.flow import flow as instrument
 
+    if unigram is not None:
+        read_text(unigram)  # a bad file is told before half a minute of loading
     measured = reading.measure(
         models,
         "flow",
-        lambda loaded, chosen, follow: instrument(loaded, chosen, on_progress=follow),
+        lambda loaded, chosen, follow: instrument(loaded, chosen, unigram=unigram, on_progress=follow),
         (prompts, column, limit),
         device=device,
         runs=runs,
@@ -43,29 +61,38 @@ def flow(
 def _table(result: "Result") -> Any:
     from rich.markup import escape
 
-    from wallprobe.cli.gains_tables import empty, figure
+    from wallprobe.cli.gains_tables import figure, stamp
+    from wallprobe.cli.packed import Packed
 
-    summary = result.summary
-    caption = (
-        f"{summary['n_prompts']} prompts ({escape(summary['prompts'])}), {summary['n_states']} states; ± half the 95 % interval; "
-        f"eta {figure(summary['eta'])} nats per unit of gain, {figure(summary['eta_no_sink'])} without sinks"
-    )
-    table = empty(f"Flow of {escape(result.manifest['subject'])}: the logit lens, and the rank of centred states", caption)
-    heads = (
-        "layer",
-        "entropy,\nlast token",
-        "entropy,\nno sinks",
-        "loss",
-        "top-1",
-        "effective\nrank",
-        "  no sinks",
-        "participation",
-        "  no sinks",
-    )
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+    rows = []
     for row in result.values:
         half = "" if row["lens_entropy_low"] is None else f" [dim]±{figure((row['lens_entropy_high'] - row['lens_entropy_low']) / 2)}[/dim]"
-        names = ("lens_entropy_mean", "lens_nll", "lens_top1", "erank", "erank_no_sink", "participation", "participation_no_sink")
-        table.add_row(str(row["layer"]), figure(row["lens_entropy"]) + half, *(figure(row[name]) for name in names))
-    return table
+        rows.append([str(row["layer"]), figure(row["lens_entropy"]) + half, *(figure(row[name]) for name in HEADS)])
+    heads = ("layer", "entropy,\nlast token", *HEADS.values())
+    told = stamp(result, f"{result.summary['n_states']} states", "± half the 95 % interval over prompts")
+    title = f"Flow of {escape(result.manifest['subject'])}: the logit lens, and the rank of centred states"
+    return Packed(title, heads, rows, told), *_lines(result.summary)
+
+
+def _lines(summary: "dict[str, Any]") -> tuple[str, ...]:
+    """Efficiency by both readings, all positions and without sinks, and where the bottleneck lies."""
+    from wallprobe.cli.gains_tables import figure
+
+    def both(name: str) -> str:
+        parts = []
+        for suffix, words in (("", ""), ("_no_sink", ", without sinks ")):
+            low, high = summary[f"{name}{suffix}_low"], summary[f"{name}{suffix}_high"]
+            between = "" if low is None or not math.isfinite(low) else f" [{figure(low)}, {figure(high)}]"
+            parts.append(f"{words}{figure(summary[f'{name}{suffix}'])}{between}")
+        return "".join(parts)
+
+    seen = f"{summary['unigram']}: {summary['unigram_tokens']:,} tokens, {summary['unigram_types']:,} types"
+    seen += f", {summary['unigram_seen']:.0%} of what is scored among them"
+    perplexity = f"{both('eta_ppl')} (unigram {figure(summary['ppl_unigram'])}, model {figure(summary['ppl'])}; {seen})"
+    return (
+        f"eta, (ln V - loss) / F:       {both('eta')} nats per unit of the last MLP's gain",
+        f"eta, PPL unigram / PPL / F:   {f'none: {reason}' if (reason := summary['unigram_reason']) else perplexity}",
+        f"F, the last MLP's gain:       {figure(summary['final_mlp_gain'])}, without sinks {figure(summary['final_mlp_gain_no_sink'])}",
+        f"bottleneck L*:                layer {summary['l_star_argmin_lens_entropy']} by logit-lens entropy, "
+        f"{summary['l_star_argmin_erank']} by effective rank, {summary['l_star_argmin_net']} by attention x MLP",
+    )

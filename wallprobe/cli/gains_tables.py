@@ -65,15 +65,14 @@ def empty(title: str, caption: str = "") -> Any:
     return Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
-def _stamp(result: "Result") -> str:
-    """What every report says of how it was measured."""
+def stamp(result: "Result", *said: str) -> str:
+    """What every report says of how it was measured, in the order prompts, what the caller says, weights, first token."""
     from rich.markup import escape
 
     summary, manifest = result.summary, result.manifest
     prompts = f"{summary['n_prompts']} prompts ({escape(summary['prompts'])})"
     weights = {"none": "raw weights"}.get(manifest["weight_processing"], f"[yellow]{manifest['weight_processing']}[/yellow]")
-    reduced = f"tokens: {summary['tokens'].replace('_', ' ')}"
-    return f"{prompts}; 95 % interval over prompts; {reduced}; {weights}, {manifest['dtype']}; no first token added"
+    return "; ".join((prompts, *said, f"{weights}, {manifest['dtype']}", f"first token: {manifest['first_token']}"))
 
 
 def report(console: "Console", result: "Result", folder: str, norms: bool = False) -> None:
@@ -94,7 +93,8 @@ def _layers(result: "Result", wide: bool) -> Any:
 
     summary, records = result.summary, result.values
     formula = escape(result.manifest["formula"])
-    table = empty(f"Gains of {escape(result.manifest['subject'])}: {summary['definition']} = {formula}", _stamp(result))
+    told = stamp(result, "95 % interval over prompts", f"tokens: {summary['tokens'].replace('_', ' ')}")
+    table = empty(f"Gains of {escape(result.manifest['subject'])}: {summary['definition']} = {formula}", told)
     beside = [name for name in ("no_sink", summary["positions"]) if name != "all"]
     beside = list(dict.fromkeys(beside))
     heads = [f"{branch}\n{HEADS[name]}" for name in beside for branch in ("attention", "MLP")]
@@ -112,12 +112,10 @@ def _layers(result: "Result", wide: bool) -> Any:
 
 
 def _norms(result: "Result") -> Any:
-    table = empty("Norms, angles and nets: means over tokens and prompts")
-    for head in ("layer", *NORMS.values()):
-        table.add_column(head, justify="right", no_wrap=True)
-    for record in result.values:
-        table.add_row(str(record["layer"]), *(figure(record[name]) for name in NORMS))
-    return table
+    from wallprobe.cli.packed import Packed
+
+    rows = [[str(record["layer"]), *(figure(record[name]) for name in NORMS)] for record in result.values]
+    return Packed("Norms, angles and nets: means over tokens and prompts", ("layer", *NORMS.values()), rows)
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:

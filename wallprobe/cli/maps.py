@@ -56,12 +56,9 @@ def maps(
 def _table(result: "Result") -> Any:
     from rich.markup import escape
 
-    from wallprobe.cli.gains_tables import empty, figure
+    from wallprobe.cli.gains_tables import figure, stamp
+    from wallprobe.cli.packed import Packed
 
-    caption = f"{result.summary['n_prompts']} prompts ({escape(result.summary['prompts'])}); means over heads and prompts"
-    table = empty(f"Restriction maps of {escape(result.manifest['subject'])}", caption)
-    for head in ("layer", *HEADS.values()):
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in result.values:
-        table.add_row(str(row["layer"]), *(figure(row[name]) for name in HEADS))
-    return table
+    rows = [[str(row["layer"]), *(figure(row[name]) for name in HEADS)] for row in result.values]
+    title = f"Restriction maps of {escape(result.manifest['subject'])}"
+    return Packed(title, ("layer", *HEADS.values()), rows, stamp(result, "means over heads and prompts"))

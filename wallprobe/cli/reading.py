@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Models = Annotated[list[str], typer.Argument(help="Run names, hub ids, local folders or .gguf files.", metavar="MODEL...")]
 Prompts = Annotated[
-    str | None, typer.Option("--prompts", help="seed4 (default), single, mixed, a .txt, .jsonl or .csv file, or datasets:ID. Not for runs.")
+    str | None,
+    typer.Option("--prompts", help="seed4 (default), single, ffn8, mixed, a .txt, .jsonl or .csv file, or datasets:ID. Not for runs."),
 ]
 Column = Annotated[str | None, typer.Option("--column", help="Column of a table that holds the prompts.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Prompts to read at most.", min=1)]
@@ -66,12 +67,16 @@ def follower(view: "Progress", bar: "TaskID") -> Callable[[int, int], None]:
 
 
 def show(measured: "Sequence[Result]", json: bool, table: "Callable[[Result], Any]") -> None:
-    """One JSON object, or each Result's table and finding."""
+    """One JSON object, or each Result's table (or a table and lines below it) and finding."""
     if json:
         common.print_json(common.together(measured, "model"))
         return
     console = common.out()
     for result in measured:
-        console.print(table(result))
+        told = table(result)
+        drawn, *lines = told if isinstance(told, tuple) else (told,)
+        console.print(drawn)
+        for line in lines:
+            console.print(line, soft_wrap=True, markup=False)
         console.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True, markup=False)
     console.print("[dim]see them: wallprobe gallery --open[/dim]")

@@ -63,14 +63,13 @@ def parse_numbers(text: str, option: str, example: str, *, whole: bool = False) 
 
 
 def _table(result: "Result") -> Any:
+    from rich.console import Group
     from rich.markup import escape
 
-    from wallprobe.cli.gains_tables import empty
+    from wallprobe.cli.gains_tables import empty, stamp
 
-    summary = result.summary
-    name = "MLP" if summary["branch"] == "mlp" else "attention"
-    caption = f"{summary['n_prompts']} prompts, {summary['n_sinks']} sinks; times 1 changed nothing; control: a layer drawn at random"
-    table = empty(f"{escape(result.manifest['subject'])}: change of the loss (nats) when the {name}'s output is scaled", caption)
+    name = "MLP" if result.summary["branch"] == "mlp" else "attention"
+    table = empty(f"{escape(result.manifest['subject'])}: change of the loss (nats) when the {name}'s output is scaled")
     rows = [row for row in result.values if row["scale"] != 1.0]
     table.add_column("layer", justify="right")
     table.add_column("scaled at")
@@ -80,7 +79,29 @@ def _table(result: "Result") -> Any:
     for layer in dict.fromkeys(row["layer"] for row in rows):
         for place, words in PLACES.items():
             cells = [row for row in rows if row["layer"] == layer and row["place"] == place]
-            values = ["-" if row["delta_nll"] is None else f"{row['delta_nll']:+.3f}" for row in cells]
+            values = [_changed(row, "delta_nll") for row in cells]
             mark = " [dim]control[/dim]" if cells[0]["is_control"] else ""
             table.add_row(f"{layer}{mark}" if place == "all" else "", words, *values, end_section=place == "non_sink")
-    return table
+    said = (f"{result.summary['n_sinks']} sinks", "± half the 95 % interval over prompts", "times 1 changed nothing")
+    return Group(table, _others(rows, factors)), f"{stamp(result, *said)}; control: a layer drawn at random"
+
+
+def _others(rows: "list[dict[str, Any]]", factors: list[float]) -> Any:
+    """Entropy and first choice, all tokens scaled."""
+    from wallprobe.cli.packed import Packed
+
+    told = {"delta_entropy": "entropy", "delta_top1": "top-1"}
+    heads = ["layer", *(f"{words}\nx {factor:g}" for words in told.values() for factor in factors)]
+    everywhere = {(row["layer"], row["scale"]): row for row in rows if row["place"] == "all"}
+    cells = []
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        mark = " [dim]control[/dim]" if everywhere[layer, factors[0]]["is_control"] else ""
+        cells.append([f"{layer}{mark}", *(_changed(everywhere[layer, factor], name) for name in told for factor in factors)])
+    return Packed("Change of the prediction's entropy (nats) and of the share of next tokens put first, all tokens scaled", heads, cells)
+
+
+def _changed(row: "dict[str, Any]", name: str) -> str:
+    if row[name] is None:
+        return "-"
+    half = "" if row[f"{name}_low"] is None else f" [dim]±{(row[f'{name}_high'] - row[f'{name}_low']) / 2:.2f}[/dim]"
+    return f"{row[name]:+.3f}{half}"

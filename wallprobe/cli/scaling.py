@@ -9,7 +9,7 @@ import typer
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -23,13 +23,17 @@ def register(app: typer.Typer) -> None:
 
 def scaling(
     measured: Annotated[
-        list[str] | None, typer.Argument(help="Stored gains: folders, or models by name in the result store.", metavar="RESULT...")
+        list[str] | None,
+        typer.Argument(help="Stored gains (or flows): folders, or models by name in the result store.", metavar="RESULT..."),
     ] = None,
     published: Annotated[bool, typer.Option("--published", help="The eight Pythia models as their study published them.")] = False,
     quantity: Annotated[
         str, typer.Option(help="final_mlp_gain, final_mlp_gain_no_sink, final_mlp_gain_no_first or final_mlp_gain_last.")
     ] = "final_mlp_gain",
     at: Annotated[str | None, typer.Option(help="Sizes to extrapolate to, such as 70B,1.8T.", show_default="the seed's")] = None,
+    efficiency: Annotated[
+        bool, typer.Option("--efficiency", help="Read stored flows: also eta over size, and the critical size N* where there is one.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 42,
     results: common.Results = None,
     json: common.Json = False,
@@ -42,11 +46,13 @@ def scaling(
         raise ConfigError("give either stored gains (wallprobe scaling RESULT RESULT RESULT) or --published, not both and not neither")
     targets = parse_sizes(at)
     if published:
+        if efficiency:
+            raise ConfigError("the published figures have no losses; leave --efficiency out, or give models measured by wallprobe flow")
         if quantity != law.QUANTITIES[0]:
             raise ConfigError(f"the published figures know no {quantity}, only {law.QUANTITIES[0]}; leave --quantity out")
         result = law.scaling(law.published_points(), source="published", targets=targets, seed=seed)
     else:
-        found = [find(name, results) for name in measured or []]
+        found = [find(name, results, "flow" if efficiency else "gains") for name in measured or []]
         result = law.scaling(law.points_of(found, quantity), quantity=quantity, targets=targets, seed=seed)
     folder = result.save(results)
     if json:
@@ -55,8 +61,8 @@ def scaling(
     report(common.out(), result, folder)
 
 
-def find(name: str, results: Path | None) -> "Result":
-    """A stored gains Result: that folder, or the newest of that model in the store.
+def find(name: str, results: Path | None, kind: str = "gains") -> "Result":
+    """A stored Result: that folder, or the newest of that kind and model in the store.
 
     Raises:
         UnknownNameError: if there is none.
@@ -67,12 +73,12 @@ def find(name: str, results: Path | None) -> "Result":
     if (Path(name) / RECORD).is_file():
         return load_result(Path(name))
     sound, _ = list_results(results)
-    kept = [result for _, result in sound if result.kind == "gains"]
+    kept = [result for _, result in sound if result.kind == kind]
     fitting = [result for result in kept if name in (result.summary.get("model"), result.manifest.get("subject"))]
     if not fitting:
         known = ", ".join(sorted({str(result.manifest.get("subject")) for result in kept})[:8]) or "none"
         where = results or default_root()
-        raise UnknownNameError(f"no gains of '{name}' in {where}; measured there: {known}; make them: wallprobe gains {name}")
+        raise UnknownNameError(f"no {kind} of '{name}' in {where}; measured there: {known}; make them: wallprobe {kind} {name}")
     return max(fitting, key=lambda result: str(result.manifest.get("created")))
 
 
@@ -112,10 +118,32 @@ def report(console: "Console", result: "Result", folder: Path) -> None:
     if parts.get("without"):
         console.print(_without(parts["without"]))
     console.print(_extrapolation(parts["extrapolation"]))
+    if any(record["quality"] is not None for record in parts["model"]):
+        console.print(_efficiency(parts["model"]))
+        console.print(critical(summary), soft_wrap=True, markup=False)
     console.print(escape(summary["finding"]), style="bold", soft_wrap=True)
     if any(record["beyond"] for record in parts["extrapolation"]):
         console.print("! more than 10 times the largest model measured: an extrapolation, no prediction", style="yellow", soft_wrap=True)
     console.print(f"[dim]stored in {escape(str(folder))}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
+
+
+def critical(summary: "Mapping[str, Any]") -> str:
+    """The critical size with its interval, or why there is none."""
+    from wallprobe.hooks.scaling import size_text
+
+    if summary["n_star_reason"] is not None:
+        return f"critical size N*: none: {summary['n_star_reason']}"
+    at, low, high = (size_text(summary[name]) for name in ("n_star", "n_star_low", "n_star_high"))
+    law = f"Q = {summary['quality_limit']:.3g} - c N^-{summary['quality_rate']:.3g}"
+    return f"critical size N*: {at} parameters, 95 % over models {low} to {high}; {law}, F ~ N^{summary['alpha']:.3g}"
+
+
+def _efficiency(records: "Sequence[dict[str, Any]]") -> Any:
+    table = _table("Efficiency: eta = (ln V - loss) / gain", "model", "parameters", "ln V - loss", "gain", "eta")
+    for record in records:
+        cells = (_number(record[name], form) for name, form in (("quality", ".3f"), ("gain", ".3g"), ("eta", ".4g")))
+        table.add_row(record["label"], f"{record['x']:.4g}", *cells)
+    return table
 
 
 def _number(value: float | None, form: str) -> str:

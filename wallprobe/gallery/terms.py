@@ -349,8 +349,10 @@ FLOW = (
         "eta",
         "Nats of prediction over a uniform guess for each unit of the last MLP's gain.",
         "η = (ln V − NLL) / G_mlp(L − 1)",
-        keys=("eta", "eta_no_sink"),
+        keys=("eta", "eta_no_sink", "eta_alpha"),
     ),
+    Term("eta_ppl", "A unigram model's perplexity over the model's, per unit of the last MLP's gain.", keys=("eta_ppl", "ppl_unigram")),
+    Term("critical size", "N*: beyond it a unit of gain buys fewer nats. Two pure power laws have none.", keys=("n_star",)),
     Term(
         "effective rank",
         "How many directions the states spread over: the exponential of the entropy of their squared singular values.",

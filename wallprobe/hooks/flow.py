@@ -7,6 +7,7 @@ Specification of the gains, B6; effective rank: Roy and Vetterli 2007.
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from wallprobe import stats
 from wallprobe.errors import InstrumentError
+from wallprobe.hooks.efficiency import OTHERS, Unigram, efficiency, text_tokens
+from wallprobe.hooks.efficiency import unigram as count_unigram
 from wallprobe.hooks.gain_regimes import argmin
 from wallprobe.hooks.gain_report import Subject
 from wallprobe.hooks.gains import batches, gains
@@ -27,6 +30,17 @@ from wallprobe.rng import generator
 TOLERANCE = 1e-4  # of the largest logit: the last row against the model's own
 LEVEL = 1 << 22  # of our hooks alone
 MOST = 4096  # states of which singular values are taken
+CARRIED = (
+    "final_mlp_gain",
+    "final_mlp_gain_no_sink",
+    "final_mlp_gain_no_first",
+    "final_mlp_gain_last",
+    "definition",
+    "tokens",
+    "n_params",
+    "n_params_non_embedding",
+    "d_model",
+)
 LONG_NAMES = {
     "lens_entropy": ("entropy of the lens's prediction at the last token", "nats"),
     "lens_entropy_mean": ("the same, mean over tokens that are no sinks", "nats"),
@@ -70,6 +84,7 @@ def flow(
     loaded: Loaded,
     prompts: PromptSet,
     *,
+    unigram: str | Path | None = None,
     seed: int = 42,
     draws: int = 1000,
     on_progress: Callable[[int, int], None] | None = None,
@@ -79,33 +94,44 @@ def flow(
     Args:
         loaded: the model.
         prompts: what it reads.
+        unigram: UTF-8 text whose tokens make the unigram model that perplexity is held against; by default the other prompts.
         seed: of the bootstrap over prompts.
         draws: bootstrap resamples.
         on_progress: told (prompts done, prompts in all).
 
     Returns:
-        Result of kind "flow", table by layer. `eta` is (ln V - loss) / gain of the last MLP, nats per unit of gain.
+        Result of kind "flow", table by layer. `eta` is (ln V - loss) / gain of the last MLP, nats per unit of gain; `eta_ppl` the unigram
+        model's perplexity over the model's, per unit of gain.
 
     Raises:
         InstrumentError: if the last row of the lens is not the model's logits, and as `gains`.
+        ConfigError, UnknownNameError: as `efficiency.text_tokens`.
     """
     watch = Stopwatch()
+    vocabulary = int(cast(Any, loaded.model).cfg.d_vocab)
+    text = None if unigram is None else text_tokens(loaded.tokenizer, unigram)
+    reference = count_unigram(prompts.tokens, vocabulary, text, OTHERS if unigram is None else Path(unigram).name)
     measured = gains(loaded, prompts, seed=seed, draws=draws)
     sinks = {(item["prompt"], item["position"]) for item in measured.manifest["sinks"]}
-    columns, states, error, loss = _read(loaded, prompts, sinks, on_progress)
+    columns, states, error = _read(loaded, prompts, sinks, on_progress)
     variables = _variables(columns, generator(seed, "flow", "bootstrap"), draws)
     for name, kept in (("", False), ("_no_sink", True)):
         ranks = [ranks_of(torch.cat([row[keep] if kept else row for row, keep in layer])) for layer in states]
         for place, (key, words) in enumerate((("erank", "effective rank exp(H)"), ("participation", "participation ratio"))):
             long_name = f"{words} of the centred states of all prompts{', sinks left out' if kept else ''}"
             variables[f"{key}{name}"] = (("layer",), [rank[place] for rank in ranks], "directions", long_name)
-    vocabulary = int(cast(Any, loaded.model).cfg.d_vocab)
-    summary = _summary(loaded, prompts, variables, measured, vocabulary, loss, error)
+    bought = _efficiency(columns["lens_nll"][-1], measured, vocabulary, reference, seed, draws)
+    summary = _summary(loaded, prompts, variables, measured, bought, error)
     summary["n_states"] = sum(len(row) for row in prompts.tokens)
-    data = dataset({"layer": list(range(loaded.n_layers))}, variables, model=loaded.name, prompts=prompts.name)
+    for name in ("mlp_gain_by_prompt", "mlp_gain_no_sink_by_prompt"):
+        found = measured.data[name]
+        variables[name] = (("layer", "prompt"), found.values, found.attrs["units"], found.attrs["long_name"])
+    coords = {"layer": list(range(loaded.n_layers)), "prompt": list(prompts.texts)}
+    data = dataset(coords, variables, model=loaded.name, prompts=prompts.name)
     subject = Subject.of(loaded)
     manifest = provenance(
-        config={"model": loaded.name, "prompts": prompts.name, "data_hash": prompts.data_hash, "seed": seed, "draws": draws},
+        config={"model": loaded.name, "prompts": prompts.name, "data_hash": prompts.data_hash, "seed": seed, "draws": draws}
+        | ({} if unigram is None else {"unigram": reference.source, "unigram_tokens": reference.tokens}),
         device=subject.device,
         dtype="float32",
         watch=watch,
@@ -114,7 +140,9 @@ def flow(
         weight_processing=loaded.processing,
         data_hash=prompts.data_hash,
         seeds={"bootstrap": seed},
-        formula="H = -sum p ln p, p = softmax(W_U Norm_f(x)); erank = exp(-sum s ln s), s = sigma^2 / sum sigma^2",
+        formula="H = -sum p ln p, p = softmax(W_U Norm_f(x)); erank = exp(-sum s ln s), s = sigma^2 / sum sigma^2; "
+        "eta = (ln V - loss) / F, eta_ppl = exp(unigram loss - loss) / F",
+        unigram=_unigram_stamp(reference),
         first_token=FIRST_TOKEN,
         sinks=measured.manifest["sinks"],
     )
@@ -123,11 +151,11 @@ def flow(
 
 def _read(
     loaded: Loaded, prompts: PromptSet, sinks: set[tuple[int, int]], on_progress: Callable[[int, int], None] | None
-) -> tuple[dict[str, Tensor], list[list[tuple[Tensor, Tensor]]], float, float]:
-    """Per-prompt figures `[layer, prompt]`, every layer's states with which of them are no sinks, the last row's error, the loss."""
+) -> tuple[dict[str, Tensor], list[list[tuple[Tensor, Tensor]]], float]:
+    """Per-prompt figures `[layer, prompt]`, every layer's states with which of them are no sinks, the last row's error."""
     columns = {name: torch.full((loaded.n_layers, len(prompts.tokens)), math.nan, dtype=torch.float64) for name in LONG_NAMES}
     states: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(loaded.n_layers)]
-    worst, done, losses = 0.0, 0, []
+    worst, done = 0.0, 0
     for members in batches(prompts):
         tokens = torch.stack([prompts.tokens[index] for index in members])
         keep = torch.tensor([[(index, place) not in sinks for place in range(tokens.shape[1])] for index in members])
@@ -139,12 +167,10 @@ def _read(
             for name, value in _figures(said.float().cpu(), tokens, keep).items():
                 columns[name][layer, members] = value
             states[layer] += [(row, kept) for row, kept in zip(residual.cpu().double(), keep, strict=True)]
-        losses += columns["lens_nll"][-1, members].tolist()
         done += len(members)
         if on_progress is not None:
             on_progress(done, len(prompts.tokens))
-    known = [loss for loss in losses if math.isfinite(loss)]
-    return columns, states, worst, sum(known) / len(known) if known else math.nan
+    return columns, states, worst
 
 
 def _check_last(loaded: Loaded, said: Tensor, logits: Tensor) -> float:
@@ -194,11 +220,25 @@ def _variables(columns: dict[str, Tensor], rng: torch.Generator, draws: int) -> 
     return variables
 
 
+def _efficiency(
+    nll: Float[Tensor, " prompt"], measured: Result, vocabulary: int, reference: Unigram, seed: int, draws: int
+) -> dict[str, Any]:
+    """Both efficiencies, all tokens and without sinks, on the gains' own prompts."""
+    gains_by = {suffix: torch.from_numpy(measured.data[f"mlp_gain{suffix}_by_prompt"].values[-1]) for suffix in ("", "_no_sink")}
+    finals = {suffix: float(measured.summary[f"final_mlp_gain{suffix}"]) for suffix in gains_by}
+    weights = stats.resamples(len(nll), generator(seed, "flow", "efficiency"), draws)
+    return efficiency(nll, gains_by, finals, vocabulary, reference, weights)
+
+
+def _unigram_stamp(reference: Unigram) -> str:
+    told = f"counted on {reference.source} ({reference.tokens} tokens, {reference.types} types), Witten-Bell"
+    return f"{told}; {reference.seen:.0%} of the scored tokens known" + (f"; {reference.reason}" if reference.reason else "")
+
+
 def _summary(
-    loaded: Loaded, prompts: PromptSet, variables: dict[str, Any], measured: Result, vocabulary: int, loss: float, error: float
+    loaded: Loaded, prompts: PromptSet, variables: dict[str, Any], measured: Result, bought: dict[str, Any], error: float
 ) -> dict[str, Any]:
     entropy, rank = [float(value) for value in variables["lens_entropy"][1]], [float(value) for value in variables["erank_no_sink"][1]]
-    final, clean = measured.summary["final_mlp_gain"], measured.summary["final_mlp_gain_no_sink"]
     least, spread, net = argmin(entropy), argmin(rank), measured.summary["l_star"]
     told: dict[str, Any] = {
         "model": loaded.name,
@@ -213,11 +253,10 @@ def _summary(
         "l_star_argmin_net": net,
         "bottleneck_distance": math.nan if least is None or net is None else abs(least - net),
         "erank_min_no_sink": math.nan if spread is None else rank[spread],
-        "nll": loss,
-        "eta": (math.log(vocabulary) - loss) / final,
-        "eta_no_sink": (math.log(vocabulary) - loss) / clean,
-        "final_mlp_gain": final,
-        "final_mlp_gain_no_sink": clean,
+        "lens_top1_first": float(variables["lens_top1"][1][0]),
+        "lens_top1_last": float(variables["lens_top1"][1][-1]),
+        **bought,
+        **{key: measured.summary[key] for key in CARRIED},
         "lens_error": error,
     }
     shape = "rises again at the end" if entropy[-1] > told["lens_entropy_min"] else "is least at the end"

@@ -16,6 +16,17 @@ SEED4 = (
     "The quick brown fox jumps over the lazy dog near the river bank.",
     "Artificial intelligence has made significant progress in recent years",
 )
+# Ours: a fact each, cut where one word is wanted; the specification asks for eight and gives no texts.
+FFN8 = (
+    "The chemical symbol for gold is",
+    "The largest planet in the solar system is",
+    "The author of Romeo and Juliet is William",
+    "Water freezes at zero degrees",
+    "The opposite of hot is",
+    "The first month of the year is",
+    "Bees collect nectar from flowers to make",
+    "The capital city of Japan is",
+)
 # Ours: prose, speech, figures, code, lists, five languages, and text that is no language.
 MIXED = (
     "When the ferry finally left the harbour, the fog had already swallowed the lighthouse.",
@@ -47,7 +58,9 @@ MIXED = (
     "the the the the the the the the the the the the",
     "qzx vlor 88 trem! pagf -- ##, umti 4k9 oohw ... ek",
 )
-PROMPT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"seed4": SEED4, "single": ("The capital of France is",), "mixed": MIXED})
+PROMPT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"seed4": SEED4, "single": ("The capital of France is",), "ffn8": FFN8, "mixed": MIXED}
+)
 COLUMNS = ("text", "prompt", "content", "sentence")  # looked for in this order
 DATASET, DATASET_ROWS, DATASET_TOKENS = "datasets:", 64, 128
 ACCEPTED = "a .txt file (one prompt a line), .jsonl, .csv, datasets:ID[:CONFIG][@SPLIT]"
@@ -57,8 +70,8 @@ def read_texts(source: str, column: str | None = None, limit: int | None = None)
     """Name and prompts of a built-in set, a file or a data set.
 
     Args:
-        source: `seed4`, `single`, `mixed`; a `.jsonl` file (a string or an object a line), a `.csv` file with a header, any other text
-            file, one prompt a line; or `datasets:ID`, with `:CONFIG` and `@SPLIT` where needed.
+        source: `seed4`, `single`, `ffn8`, `mixed`; a `.jsonl` file (a string or an object a line), a `.csv` file with a header, any
+            other text file, one prompt a line; or `datasets:ID`, with `:CONFIG` and `@SPLIT` where needed.
         column: of a table, which column holds the text; else the first of `COLUMNS` there is, or the only one.
         limit: how many to take at most; 64 of a data set, else all.
 

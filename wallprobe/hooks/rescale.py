@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from wallprobe import stats
 from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.hooks import gain_math
 from wallprobe.hooks.gain_report import Subject
@@ -24,6 +25,7 @@ from wallprobe.rng import generator
 LEVEL = 1 << 24  # of our hooks alone
 SCALES, PLACES, CONTROLS = (0.0, 0.5, 1.0, 2.0), ("all", "sink", "non_sink"), 3
 BRANCHES = {"attn": "attn_out", "mlp": "mlp_out"}
+BOUNDS = {"": "", "_low": ", 2.5 % bootstrap bound over prompts", "_high": ", 97.5 % bootstrap bound over prompts"}
 MEASURES = {
     "delta_nll": ("change of the loss on the next token", "nats"),
     "delta_entropy": ("change of the prediction's entropy", "nats"),
@@ -39,6 +41,7 @@ def rescale(
     *,
     scales: Sequence[float] = SCALES,
     seed: int = 42,
+    draws: int = 1000,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Scale the output of a layer's sub-layer and measure what the model says.
@@ -49,7 +52,8 @@ def rescale(
         layers: which; by default the last two. Three others, drawn at random, stand beside as controls.
         branch: "mlp" or "attn".
         scales: factors; 1 must change nothing and is added.
-        seed: of the draw of controls.
+        seed: of the draw of controls, and of the bootstrap over prompts.
+        draws: bootstrap resamples.
         on_progress: told (layers done, layers in all).
 
     Returns:
@@ -71,20 +75,38 @@ def rescale(
     controls = _controls(loaded.n_layers, chosen, seed)
     factors = sorted({*scales, 1.0})
     rows = chosen + controls
-    parts = [_Part(loaded, torch.stack([prompts.tokens[index] for index in members])) for members in batches(prompts)]
-    total = sum(part.count for part in parts)
-    values = torch.zeros(len(MEASURES), len(rows), len(factors), len(PLACES), dtype=torch.float64)
+    parts = [_Part(loaded, members, torch.stack([prompts.tokens[index] for index in members])) for members in batches(prompts)]
+    counts = torch.cat([torch.full((len(part.members),), part.tokens.shape[1] - 1.0, dtype=torch.float64) for part in parts])
+    sums = torch.zeros(len(counts), len(MEASURES), len(rows), len(factors), len(PLACES), dtype=torch.float64)
     for at, layer in enumerate(rows):
         for column, factor in enumerate(factors):
             for depth, place in enumerate(PLACES):
                 if factor == 1.0 and place != "all":  # identity is checked once a layer
                     continue
-                sums = sum(part.change(layer, BRANCHES[branch], factor, place) for part in parts)
-                values[:, at, column, depth] = cast(Tensor, sums) / total
+                sums[:, :, at, column, depth] = torch.cat([part.change(layer, BRANCHES[branch], factor, place) for part in parts])
         if on_progress is not None:
             on_progress(at + 1, len(rows))
-    sinks = sum(int(part.sink.sum()) for part in parts)
+    sinks = [
+        {"prompt": number, "position": place, "token": prompts.pieces[number][place]}
+        for part in parts
+        for row, number in enumerate(part.members)
+        for place in part.sink[row].nonzero().flatten().tolist()
+    ]
+    values = _means(sums, counts, seed, draws)
     return _result(loaded, prompts, branch, chosen, controls, factors, values, sinks, seed, watch)
+
+
+def _means(
+    sums: Float[Tensor, "prompt measure layer scale place"], counts: Float[Tensor, " prompt"], seed: int, draws: int
+) -> Float[Tensor, "bound measure layer scale place"]:
+    """Means over next tokens, and the bounds of their bootstrap over prompts; NaN bounds of a single prompt."""
+    mean = sums.sum(dim=0) / counts.sum()
+    if len(counts) < 2:
+        return torch.stack([mean, mean * math.nan, mean * math.nan])
+    weights = stats.resamples(len(counts), generator(seed, "rescale", "bootstrap"), draws)
+    drawn = (weights @ sums.flatten(1)) / (weights @ counts)[:, None]
+    low, high = stats.interval(drawn)
+    return torch.stack([mean, low.view_as(mean), high.view_as(mean)])
 
 
 def _controls(n_layers: int, chosen: Sequence[int], seed: int) -> list[int]:
@@ -96,10 +118,9 @@ def _controls(n_layers: int, chosen: Sequence[int], seed: int) -> list[int]:
 class _Part:
     """Prompts of one length: their sinks, and what the model says untouched."""
 
-    def __init__(self, loaded: Loaded, tokens: Int[Tensor, "batch index"]) -> None:
-        self.loaded, self.tokens = loaded, tokens
+    def __init__(self, loaded: Loaded, members: list[int], tokens: Int[Tensor, "batch index"]) -> None:
+        self.loaded, self.members, self.tokens = loaded, members, tokens
         self.sink = torch.stack([gain_math.sinks(norms) for norms in measure_norms(loaded, tokens)])
-        self.count = tokens.shape[0] * (tokens.shape[1] - 1)
         self.plain = self._logits({})
         self.before = _sums(self.plain, tokens)
 
@@ -116,11 +137,11 @@ class _Part:
             for name in hooks:
                 points[name].remove_hooks("fwd", level=LEVEL)
 
-    def change(self, layer: int, site: str, factor: float, place: str) -> Float[Tensor, " measure"]:
-        """Sums over tokens of every measure's change."""
+    def change(self, layer: int, site: str, factor: float, place: str) -> Float[Tensor, "batch measure"]:
+        """Sums over each prompt's tokens of every measure's change."""
         mask = {"all": torch.ones_like(self.sink), "sink": self.sink, "non_sink": ~self.sink}[place]
         if not bool(mask.any()):
-            return torch.zeros(len(MEASURES), dtype=torch.float64)
+            return torch.zeros(len(self.tokens), len(MEASURES), dtype=torch.float64)
         scale = torch.where(mask, factor, 1.0)[..., None]
         fired = []
 
@@ -138,12 +159,12 @@ class _Part:
         return _sums(logits, self.tokens) - self.before
 
 
-def _sums(logits: Float[Tensor, "batch index vocabulary"], tokens: Int[Tensor, "batch index"]) -> Float[Tensor, " measure"]:
+def _sums(logits: Float[Tensor, "batch index vocabulary"], tokens: Int[Tensor, "batch index"]) -> Float[Tensor, "batch measure"]:
     log_p = logits[:, :-1].log_softmax(dim=-1)
     following = tokens[:, 1:]
-    loss = -log_p.gather(-1, following[..., None]).double().sum()
-    entropy = -(log_p.exp() * log_p).sum(dim=-1).double().sum()
-    return torch.stack([loss, entropy, (log_p.argmax(dim=-1) == following).double().sum()])
+    loss = -log_p.gather(-1, following[..., None])[..., 0].double()
+    entropy = -(log_p.exp() * log_p).sum(dim=-1).double()
+    return torch.stack([loss, entropy, (log_p.argmax(dim=-1) == following).double()], dim=-1).sum(dim=1)
 
 
 def _result(
@@ -153,22 +174,23 @@ def _result(
     chosen: list[int],
     controls: list[int],
     factors: list[float],
-    values: Float[Tensor, "measure layer scale place"],
-    sinks: int,
+    bounded: Float[Tensor, "bound measure layer scale place"],
+    sinks: list[dict[str, Any]],
     seed: int,
     watch: Stopwatch,
 ) -> Result:
     table = ("layer", "scale", "place")
     coords = {"layer": chosen + controls, "scale": factors, "place": list(PLACES)}
-    variables: dict[str, Any] = {
-        name: (table, values[at].numpy(), unit, long_name) for at, (name, (long_name, unit)) in enumerate(MEASURES.items())
-    }
+    values = bounded[0]
+    if not sinks:  # nothing was scaled there: not a change of 0
+        bounded[..., PLACES.index("sink")] = math.nan
+    variables: dict[str, Any] = {}
+    for at, (name, (long_name, unit)) in enumerate(MEASURES.items()):
+        for bound, (suffix, words) in enumerate(BOUNDS.items()):
+            variables[f"{name}{suffix}"] = (table, bounded[bound, at].numpy(), unit, f"{long_name}{words}")
     flags = torch.zeros(values.shape[1:])
     flags[len(chosen) :] = 1
     variables["is_control"] = (table, flags.numpy(), "1", "1 for a layer drawn at random as control")
-    if not sinks:  # nothing was scaled there: not a change of 0
-        for name in MEASURES:
-            variables[name][1][:, :, PLACES.index("sink")] = math.nan
     data = dataset(coords, variables, model=loaded.name, branch=branch, prompts=prompts.name)
     off = values[0, : len(chosen), factors.index(0.0), 0] if 0.0 in factors else values[0, : len(chosen), 0, 0]
     worst = int(off.argmax())
@@ -177,8 +199,9 @@ def _result(
         "branch": branch,
         "layers": ",".join(map(str, chosen)),
         "controls": ",".join(map(str, controls)),
+        "prompts": prompts.name,
         "n_prompts": len(prompts.tokens),
-        "n_sinks": sinks,
+        "n_sinks": len(sinks),
         "identity_change": 0.0,
         "worst_layer": chosen[worst],
         "worst_delta_nll": float(off[worst]),
@@ -204,7 +227,9 @@ def _result(
         weight_hash=loaded.weight_hash,
         weight_processing=loaded.processing,
         data_hash=prompts.data_hash,
-        seeds={"controls": seed},
+        seeds={"controls": seed, "bootstrap": seed},
+        formula="change of the mean over next tokens when the sub-layer's output is multiplied by the scale",
         first_token=FIRST_TOKEN,
+        sinks=sinks,
     )
     return Result("rescale", data, table, summary, manifest)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from wallprobe.errors import ConfigError
+from wallprobe.hooks.critical import Critical, critical_size
 from wallprobe.hooks.published import EXTRAPOLATED, PYTHIA
 from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result, dataset
@@ -43,6 +44,7 @@ class Point:
         n_params, n_params_non_embedding, d_model, n_layers: measures of size.
         gain: the last MLP's.
         by_prompt: that gain on each prompt, where it was measured on several.
+        quality: ln V - loss, nats, where it was measured.
     """
 
     model: str
@@ -52,6 +54,7 @@ class Point:
     n_layers: float
     gain: float
     by_prompt: tuple[float, ...] = ()
+    quality: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -177,10 +180,10 @@ def published_points() -> list[Point]:
 
 
 def points_of(results: Sequence[Result], quantity: str = QUANTITIES[0]) -> list[Point]:
-    """One point a gains Result.
+    """One point a Result.
 
     Args:
-        results: of kind "gains", all by one definition, reduction and prompt set.
+        results: of kind "gains", or of kind "flow", which know the loss too; all by one definition, reduction and prompt set.
         quantity: one of `QUANTITIES`.
 
     Raises:
@@ -188,9 +191,17 @@ def points_of(results: Sequence[Result], quantity: str = QUANTITIES[0]) -> list[
     """
     if quantity not in QUANTITIES:
         raise ConfigError(f"no quantity '{quantity}' to fit; there are: {', '.join(QUANTITIES)}")
-    wrong = [result.kind for result in results if result.kind != "gains"]
-    if wrong:
-        raise ConfigError(f"a scaling law is fitted to results of kind gains, not {wrong[0]}; make them: wallprobe gains MODEL")
+    kinds = {result.kind for result in results}
+    if len(kinds) > 1 or not kinds <= {"gains", "flow"}:
+        raise ConfigError(
+            f"a scaling law is fitted to results of kind gains, or all of kind flow, not {' and '.join(sorted(kinds))}; "
+            "make them: wallprobe gains MODEL"
+        )
+    texts = {result.manifest.get("data_hash") for result in results}
+    if kinds == {"flow"} and len(texts) > 1:
+        raise ConfigError(
+            "these models read different tokens (their tokenizers differ), so their losses do not compare; leave --efficiency out"
+        )
     for key in ("definition", "tokens", "prompts"):
         ways = sorted({str(result.summary.get(key)) for result in results})
         if len(ways) > 1:
@@ -204,8 +215,9 @@ def points_of(results: Sequence[Result], quantity: str = QUANTITIES[0]) -> list[
         name = quantity.replace("final_", "") + "_by_prompt"
         known = result.data[name].values[-1] if name in result.data else np.array([])
         each = tuple(float(value) for value in known if math.isfinite(value) and value > 0)
-        gain = summary.get(quantity)
-        points.append(Point(str(summary["model"]), sizes[0], sizes[1], sizes[2], sizes[3], math.nan if gain is None else float(gain), each))
+        told = (math.nan if summary.get(key) is None else float(summary[key]) for key in (quantity, "quality"))
+        value, quality = told
+        points.append(Point(str(summary["model"]), sizes[0], sizes[1], sizes[2], sizes[3], value, each, quality))
     return points
 
 
@@ -250,6 +262,7 @@ def scaling(
     ahead = _extrapolation(law, points, list(EXTRAPOLATED) if targets is None else list(targets), published=published)
     rows = _rows(points, law, fits, without, robust, ahead)
     summary = _summary(points, law, spread, nested, without, robust) | {"quantity": quantity, "source": source}
+    summary |= _critical(points, seed)
     summary["finding"] = _finding(summary)
     manifest = provenance(
         config={
@@ -269,6 +282,31 @@ def scaling(
         formula="log10 gain = alpha log10 size + intercept, ordinary least squares",
     )
     return Result("scaling", _dataset(rows, quantity, source), ("row",), summary, manifest)
+
+
+def _critical(points: Sequence[Point], seed: int) -> dict[str, Any]:
+    """Efficiency's trend and N*, or why there is none."""
+    quality = [point.quality for point in points]
+    if all(math.isnan(value) for value in quality):
+        why = "no losses here; measure them: wallprobe flow MODEL..., then wallprobe scaling MODEL... --efficiency"
+        found, trend = Critical.none(why), None
+    else:
+        sizes, gains = [point.n_params for point in points], [point.gain for point in points]
+        found = critical_size(sizes, quality, gains, generator(seed, "scaling", "critical"))
+        etas = [value / gain for value, gain in zip(quality, gains, strict=True)]
+        trend = _try_fit(sizes, etas) if all(eta > 0 for eta in etas) else None
+    return {
+        "n_star": found.n_star,
+        "n_star_low": found.low,
+        "n_star_high": found.high,
+        "n_star_unbounded": found.unbounded,
+        "n_star_reason": found.reason or None,
+        "quality_limit": found.limit,
+        "quality_rate": found.rate,
+        "eta_alpha": math.nan if trend is None else trend.alpha,
+        "eta_alpha_low": math.nan if trend is None else trend.ci_low,
+        "eta_alpha_high": math.nan if trend is None else trend.ci_high,
+    }
 
 
 def _try_fit(x: list[float], y: list[float]) -> Fit | None:
@@ -339,6 +377,8 @@ NUMBERS: Mapping[str, str] = MappingProxyType(
         "anchored": "extrapolated gain by the fitted exponent from the largest model's gain",
         "seed_says": "what the seed extrapolates to",
         "beyond": "1 where the size is above 10 times the largest model's",
+        "quality": "ln V - loss, nats",
+        "eta": "quality over gain, nats per unit of gain",
     }
 )
 
@@ -354,9 +394,8 @@ def _rows(
     rows: list[dict[str, Any]] = []
     for point in points:
         value, low, high = law.predict(point.n_params)
-        rows.append(
-            {"part": "model", "label": point.model, "x": point.n_params, "gain": point.gain, "formula": value, "low": low, "high": high}
-        )
+        row = {"part": "model", "label": point.model, "x": point.n_params, "gain": point.gain, "formula": value, "low": low, "high": high}
+        rows.append(row | {"quality": point.quality, "eta": point.quality / point.gain})
     rows += [{"part": "fit", "label": name, **_told(one)} for name, one in fits.items() if one is not None]
     rows += [{"part": "without", "label": name, **_told(one)} for name, one in without.items()]
     rows += [{"part": "robust", "label": name, **told} for name, told in robust.items()]

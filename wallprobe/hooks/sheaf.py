@@ -23,6 +23,7 @@ from wallprobe.models import Loaded, on_input
 from wallprobe.results import Result, dataset
 
 LEVEL = 1 << 23  # of our hooks alone
+ZERO = 1e-12  # of the largest eigenvalue: fp64 leaves zeros below 1e-14 of it
 LONG_NAMES = {
     "mean_sqrt_a": ("mean sqrt(A_ij) over edges: the map's norm over W_V's, at most 1 always", "1"),
     "sigma_v": ("largest singular value of W_V", "1"),
@@ -34,7 +35,7 @@ LONG_NAMES = {
     "energy_no_sink": ("the same without edges and tokens of sinks", "1"),
     "trace": ("trace of the Laplacian over tokens: 2 (n - tr A) |W_V|_F^2 / n", "1"),
     "gap": ("least eigenvalue of the graph's Laplacian above 0", "1"),
-    "harmonic_share": ("dimension of the harmonic space over that of all states: 1 - (n - 1) rank(W_V) / (n d)", "fraction"),
+    "harmonic_share": ("dimension of the harmonic space over that of all states: 1 - (n - c) rank(W_V) / (n d), c components", "fraction"),
 }
 
 
@@ -60,12 +61,17 @@ def head_figures(
     clean = edges * (keep[:, None] & keep[None])
     both = edges + edges.mT
     laplacian = torch.diag_embed(both.sum(dim=-1)) - both
+    spectrum = torch.linalg.eigvalsh(laplacian)
+    # An attention weight may round to 0, and a token that nothing reads falls off: as many zeros as connected components.
+    parts = (spectrum <= ZERO * spectrum[:, -1:].clamp_min(1e-30)).sum(dim=-1)
+    least = spectrum.gather(-1, parts.clamp_max(n - 1)[:, None])[:, 0]
     return {
         "mean_sqrt_a": (edges.sqrt().sum(dim=(1, 2)) / lower.sum()) if n > 1 else torch.full((len(pattern),), torch.nan).double(),
         "energy": (edges * gap).sum(dim=(1, 2)) / size.sum(dim=-1),
         "energy_no_sink": (clean * gap).sum(dim=(1, 2)) / (size * keep).sum(dim=-1),
         "graph_trace": laplacian.diagonal(dim1=1, dim2=2).sum(dim=-1) / n,
-        "gap": torch.linalg.eigvalsh(laplacian)[:, 1] if n > 1 else torch.full((len(pattern),), torch.nan).double(),
+        "gap": torch.where(parts < n, least, torch.nan),
+        "joined_share": (n - parts).double() / n,
     }
 
 
@@ -108,8 +114,7 @@ def maps(loaded: Loaded, prompts: PromptSet, *, on_progress: Callable[[int, int]
         done += len(members)
         if on_progress is not None:
             on_progress(done, len(prompts.tokens))
-    longest = sum(len(row) for row in prompts.tokens) / len(prompts.tokens)
-    rows = [_layer(one, weight, loaded.d_model, longest) for one, weight in zip(found, weights, strict=True)]
+    rows = [_layer(one, weight, loaded.d_model) for one, weight in zip(found, weights, strict=True)]
     variables: dict[str, Any] = {
         name: (("layer",), [row[name] for row in rows], unit, long_name) for name, (long_name, unit) in LONG_NAMES.items()
     }
@@ -142,7 +147,7 @@ def _weights(loaded: Loaded, layer: int) -> dict[str, Tensor]:
     }
 
 
-def _layer(found: list[dict[str, Tensor]], weight: dict[str, Tensor], d_model: int, tokens: float) -> dict[str, float]:
+def _layer(found: list[dict[str, Tensor]], weight: dict[str, Tensor], d_model: int) -> dict[str, float]:
     """Means over prompts, then over heads."""
     mean = {name: torch.stack([one[name] for one in found]).nanmean(dim=0) for name in found[0]}
     root = mean["mean_sqrt_a"]
@@ -157,7 +162,7 @@ def _layer(found: list[dict[str, Tensor]], weight: dict[str, Tensor], d_model: i
         "energy_no_sink": mean["energy_no_sink"],
         "trace": mean["graph_trace"] * weight["frobenius"],
         "gap": mean["gap"],
-        "harmonic_share": 1 - (tokens - 1) * weight["rank"] / (tokens * d_model),
+        "harmonic_share": 1 - mean["joined_share"] * weight["rank"] / d_model,
     }
     return {name: float(value.mean()) for name, value in told.items()}
 

@@ -18,6 +18,7 @@ ENTROPY: Arms = {
     "lens_entropy_mean": ("mean over tokens, no sinks", "@series-3", "dash", "square"),
 }
 LOSS: Arms = {"lens_nll": ("loss on the next token", "@series-2", "solid", "circle")}
+FIRST: Arms = {"lens_top1": ("next tokens that the lens puts first", "@series-3", "solid", "circle")}
 RANKS: Arms = {
     "erank": ("effective rank", "@series-1", "solid", "circle"),
     "erank_no_sink": ("effective rank, without sinks", "@series-1", "dash", "square"),
@@ -107,9 +108,31 @@ def flow(result: Result) -> Exhibit:
             f"Mean over next tokens; band: 95 % over {prompts}.",
             x="after layer",
         ),
+        *([_first(result, prompts)] if charts.has(result, *FIRST) else ()),
         _lines(result, RANKS, spread, "directions", "", f"Centred states of {prompts}, pooled.", x="after layer"),
+        *([_efficiency(result)] if "eta_low" in result.summary else ()),
     )
     return Exhibit(title, sections, Glance("line", (tuple(entropy),)))
+
+
+def _first(result: Result, prompts: str) -> Figure:
+    first, last = (float(result.data["lens_top1"][place]) for place in (0, -1))
+    title = f"The lens puts {first:.1%} of next tokens first after the first layer, {last:.1%} after the last"
+    caption = f"Share of next tokens; band: 95 % over {prompts}."
+    return _lines(result, FIRST, title, "share of next tokens", "", caption, x="after layer")
+
+
+def _efficiency(result: Result) -> Table:
+    """Both efficiencies with their intervals."""
+    summary = result.summary
+    rows = [
+        [words, where, *(summary[f"{name}{suffix}{end}"] for end in ("", "_low", "_high"))]
+        for name, words in (("eta", "eta, nats per unit of gain"), ("eta_ppl", "PPL unigram / PPL, per unit of gain"))
+        for suffix, where in (("", "all tokens"), ("_no_sink", "without sinks"))
+        if name == "eta" or not summary["unigram_reason"]
+    ]
+    said = f"Unigram model {result.manifest.get('unigram', 'not told')}. Intervals over prompts, loss and gain resampled together."
+    return Table("What a unit of the last MLP's gain buys", ("efficiency", "tokens", "value", "95 % from", "to"), rows, said)
 
 
 def maps(result: Result) -> Exhibit:
@@ -159,6 +182,7 @@ def rescale(result: Result) -> Exhibit:
     for factor in factors:
         bars = [
             {"type": "bar", "name": words, "x": labels, "y": charts.values(data.sel(scale=factor, place=place)), "marker": {"color": color}}
+            | charts.error_bars(result.data.sel(scale=factor, place=place), "delta_nll")
             for place, (words, color) in places.items()
         ]
         layout: Spec = {
@@ -169,7 +193,8 @@ def rescale(result: Result) -> Exhibit:
         frames.append(Frame((Panel(PLOTLY, {"data": bars, "layout": layout}),), f"times {factor:g}"))
     branch = "MLP" if result.summary.get("branch") == "mlp" else "attention"
     prompts = f"{result.summary.get('n_prompts')} prompts"
-    caption = f"Mean over next tokens of {prompts}. Controls are layers drawn at random. A scale of 1 changed nothing, to the bit."
+    caption = f"Mean over next tokens of {prompts}; whiskers: 95 % over prompts. Controls are layers drawn at random."
+    caption += " A scale of 1 changed nothing, to the bit."
     if "sink" not in places:
         caption += " No token is a sink."
     figure = Figure(f"What the loss does when the {branch}'s output is scaled", tuple(frames), title, caption, stepper="factor")

@@ -1,6 +1,7 @@
 """The exhibit of kind "scaling": the models, the line through them with its band for a new model, and the fit without each of them."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from wallprobe.gallery import charts
@@ -37,8 +38,15 @@ def exhibit(result: Result) -> Exhibit:
     names = ("label", "formula", "low", "high", "anchored", "seed_says")
     rows = [[record[name] for name in names] for record in parts["extrapolation"]]
     sections.append(Table("Extrapolated gain", columns, rows, "The interval is of one new model, not of the line."))
+    if any(record.get("quality") is not None for record in parts["model"]):
+        sections.append(_efficiency(result, parts["model"]))
     gains = [math.log10(record["gain"]) for record in parts["model"] if record["gain"]]
     return Exhibit(headline(result, "A scaling law"), tuple(sections), Glance("bars", (tuple(gains),), 0.0))
+
+
+def _short(record: Mapping[str, Any]) -> str:
+    """A model's name without organisation or folders, as there is room for beside a point."""
+    return charts.text(str(record["label"]).rstrip("/").rpartition("/")[2].removeprefix("pythia-"))
 
 
 def _law(result: Result, parts: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -51,7 +59,7 @@ def _law(result: Result, parts: dict[str, list[dict[str, Any]]]) -> Figure:
         "name": "measured",
         "x": [record["x"] for record in models],
         "y": [record["gain"] for record in models],
-        "text": [charts.text(str(record["label"]).removeprefix("pythia-")) for record in models],
+        "text": [_short(record) for record in models],
         "textposition": ["top center" if place % 2 else "bottom center" for place in range(len(models))],
         "marker": {"color": "@series-2", "size": 9},
         "hovertemplate": "%{text}: %{y:.3g} at %{x:.3g}<extra></extra>",
@@ -96,6 +104,41 @@ def _law(result: Result, parts: dict[str, list[dict[str, Any]]]) -> Figure:
     return chart(title, spec, alt=f"Points of gain against parameters with a line and a band. {title}.", caption=caption, height=420)
 
 
+def _efficiency(result: Result, records: list[dict[str, Any]]) -> Figure:
+    """Nats per unit of gain by size, with the critical size and its interval where there is one."""
+    summary = result.summary
+    points = {
+        "type": "scatter",
+        "mode": "markers+text",
+        "x": [record["x"] for record in records],
+        "y": [record["eta"] for record in records],
+        "text": [_short(record) for record in records],
+        "textposition": ["top center" if place % 2 else "bottom center" for place in range(len(records))],
+        "marker": {"color": "@series-2", "size": 9},
+        "hovertemplate": "%{text}: %{y:.3g} at %{x:.3g}<extra></extra>",
+        "showlegend": False,
+    }
+    layout: Spec = {
+        "xaxis": charts.axis("parameters", type="log", dtick=1, showgrid=False),
+        "yaxis": charts.axis("eta", "nats per unit of gain", rangemode="tozero"),
+    }
+    at, reason = summary.get("n_star"), summary.get("n_star_reason")
+    if reason is None and at is not None:
+        low, high = summary["n_star_low"], summary["n_star_high"]
+        whole = {"yref": "paper", "y0": 0, "y1": 1}
+        layout["shapes"] = [
+            {"type": "rect", "x0": low, "x1": high, "line": {"width": 0}, "fillcolor": "@series-1-soft", "layer": "below"} | whole,
+            {"type": "line", "x0": at, "x1": at, "line": {"color": "@series-1", "width": 1.5, "dash": "dot"}} | whole,
+        ]
+        title = f"A unit of gain buys most at {at:.2g} parameters (95 % {low:.2g} to {high:.2g})"
+    else:
+        title = "No critical size: eta over these models"
+    told = f"No N*: {reason}." if reason else "Dotted: N*, its band the bootstrap over models."
+    caption = f"ln V - loss over the gain of the last MLP. {told}"
+    listed = ", ".join(f"{record['label']} {charts.number(record['eta'])}" for record in records)
+    return chart(title, {"data": [points], "layout": layout}, alt=f"{title}. {listed}.", caption=caption, height=340)
+
+
 def _without(result: Result, records: list[dict[str, Any]]) -> Figure:
     """Slope and p of the fit without each model."""
     half = [(record["high"] - record["low"]) / 2 for record in records]
@@ -103,7 +146,7 @@ def _without(result: Result, records: list[dict[str, Any]]) -> Figure:
     points = {
         "type": "scatter",
         "mode": "markers",
-        "x": [charts.text(str(record["label"]).removeprefix("pythia-")) for record in records],
+        "x": [_short(record) for record in records],
         "y": [record["alpha"] for record in records],
         "customdata": [record["p"] for record in records],
         "error_y": {"type": "data", "array": half, "thickness": 1.2, "width": 3, "color": "@ink"},
