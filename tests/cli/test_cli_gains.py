@@ -190,7 +190,7 @@ def test_a_model_beyond_the_budget_is_streamed_and_says_so(command: Command, tmp
     ("words", "message"),
     [
         (["tiny-neox", "--max-ram", "plenty"], "--max-ram 'plenty' is no size; give for instance 8GiB"),
-        (["tiny-neox", "--stream", "--fold"], "--fold needs the whole model in memory"),
+        (["tiny-neox", "--stream", "--fold"], "--fold and --l-star need the whole model in memory"),
         (["tiny-neox", "--gain", "jacobian", "--stream"], "--gain jacobian needs the whole model in memory"),
         (["tiny-neox", "--tokens", "sum"], "no token reduction named 'sum'; there are: ratio_of_means"),
         (["tiny-neox", "--positions", "first"], "no positions named 'first'; there are: all, no_sink, no_first, last"),

@@ -1,15 +1,20 @@
 """`wallprobe flow`: what a model would say after each layer, and how many directions its states take."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, reading
+from wallprobe.cli import common, reading, streaming
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from wallprobe.hooks.prompt_sets import PromptSet
     from wallprobe.results import Result
+    from wallprobe.streamed import Streamed
 
 HEADS = {
     "lens_entropy_mean": "entropy,\nno sinks",
@@ -35,6 +40,8 @@ def flow(
     unigram: Annotated[
         Path | None, typer.Option(help="Text whose tokens make the unigram model of eta_ppl.", show_default="the other prompts")
     ] = None,
+    stream: streaming.Stream = None,
+    max_ram: streaming.MaxRam = None,
     device: common.Device = "auto",
     runs: common.Runs = None,
     results: common.Results = None,
@@ -43,17 +50,30 @@ def flow(
     """Logit-lens entropy and loss, effective rank and participation ratio after every layer, and nats per unit of gain."""
     from wallprobe.hooks.efficiency import read_text
     from wallprobe.hooks.flow import flow as instrument
+    from wallprobe.hooks.lens_strips import held_bytes
+    from wallprobe.hooks.streaming_flow import stream_flow
+    from wallprobe.models import pick_device
 
     if unigram is not None:
         read_text(unigram)  # a bad file is told before half a minute of loading
+    room = streaming.Room.of(stream, max_ram, results, str(pick_device(device)))
+    sources = prompts, column, limit
+
+    def work(model: "Streamed", chosen: "PromptSet", state: Path, follow: Callable[[int, int], None]) -> "Result":
+        return stream_flow(model, chosen, unigram=unigram, state=state, max_ram=room.budget, device=room.device, on_progress=follow)
+
+    def by_blocks(name: str, view: "Progress", bar: "TaskID") -> "Result | None":
+        return streaming.run(name, sources, room, work, view, bar, held_bytes) if room.streams(name) else None
+
     measured = reading.measure(
         models,
         "flow",
         lambda loaded, chosen, follow: instrument(loaded, chosen, unigram=unigram, on_progress=follow),
-        (prompts, column, limit),
+        sources,
         device=device,
         runs=runs,
         results=results,
+        elsewhere=by_blocks,
     )
     reading.show(measured, json, _table)
 
@@ -89,7 +109,13 @@ def _lines(summary: "dict[str, Any]") -> tuple[str, ...]:
     seen = f"{summary['unigram']}: {summary['unigram_tokens']:,} tokens, {summary['unigram_types']:,} types"
     seen += f", {summary['unigram_seen']:.0%} of what is scored among them"
     perplexity = f"{both('eta_ppl')} (unigram {figure(summary['ppl_unigram'])}, model {figure(summary['ppl'])}; {seen})"
+    streamed = (
+        (f"streamed:                     one block at a time, peak {figure(summary['peak_gib'])} GiB of anonymous memory",)
+        if summary.get("streamed")
+        else ()
+    )
     return (
+        *streamed,
         f"eta, (ln V - loss) / F:       {both('eta')} nats per unit of the last MLP's gain",
         f"eta, PPL unigram / PPL / F:   {f'none: {reason}' if (reason := summary['unigram_reason']) else perplexity}",
         f"F, the last MLP's gain:       {figure(summary['final_mlp_gain'])}, without sinks {figure(summary['final_mlp_gain_no_sink'])}",

@@ -1,12 +1,13 @@
 """`wallprobe gains`: how loud each sub-layer of a model is."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, reading
+from wallprobe.cli import common, reading, streaming
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from wallprobe.hooks.prompt_sets import PromptSet
     from wallprobe.models import Loaded
     from wallprobe.results import Result
+    from wallprobe.streamed import Streamed
 
 
 def register(app: typer.Typer) -> None:
@@ -31,10 +33,8 @@ def gains(
     tokens: Annotated[str, typer.Option(help="ratio_of_means, mean_of_ratios, geomean or median.")] = "ratio_of_means",
     positions: Annotated[str, typer.Option(help="What regime and L* are read from: all, no_sink, no_first or last.")] = "all",
     fold: Annotated[bool, typer.Option("--fold", help="Fold norms into weights first: same logits, other gains.")] = False,
-    stream: Annotated[
-        bool | None, typer.Option("--stream/--no-stream", help="One block in memory at a time.", show_default="where it does not fit")
-    ] = None,
-    max_ram: Annotated[str | None, typer.Option(help="Memory to stay within, such as 8GiB.", show_default="4/5 of what is free")] = None,
+    stream: streaming.Stream = None,
+    max_ram: streaming.MaxRam = None,
     l_star: Annotated[
         bool, typer.Option("--l-star", help="Also measure the bottleneck by entropy, rank and trace (as flow and maps do).")
     ] = False,
@@ -60,8 +60,8 @@ def gains(
     from wallprobe.hooks.gain_series import over_models
     from wallprobe.hooks.prompt_sets import read_texts
     from wallprobe.hooks.remote import check as check_remote
-    from wallprobe.hooks.streaming import default_budget, parse_size
     from wallprobe.manifest import Stopwatch
+    from wallprobe.models import pick_device
 
     settings = Settings.make(gain, tokens, positions)
     if prompts is not None:
@@ -75,8 +75,8 @@ def gains(
     watch = Stopwatch()
     if remote != "none" and (fold or stream or l_star):
         raise ConfigError(f"--remote {remote} sends back norms alone; leave --fold, --stream and --l-star out")
-    room = Room(False if remote != "none" else stream, parse_size(max_ram) if max_ram else default_budget(), results, l_star, remote)
-    measured = _measure(models, settings, sources, room, fold=fold, device=device, runs=runs)
+    room = streaming.Room.of(False if remote != "none" else stream, max_ram, results, str(pick_device(device)))
+    measured = _measure(models, settings, sources, room, fold=fold, l_star=l_star, remote=remote, runs=runs)
     _note_copies(measured)
     law = scaling.scaling(scaling.points_of(measured)) if fit else None
     folders = [result.save(results) for result in measured]
@@ -107,36 +107,15 @@ def _over_training(
     gain_training.show(gain_training.measure(models, settings, sources, **where), results, json)
 
 
-@dataclass(frozen=True)
-class Room:
-    """Where and in how much memory a model runs: whether to stream (None: where it does not fit), the budget in bytes, where to keep
-    state, and by which way through nnsight."""
-
-    stream: bool | None
-    budget: int | None
-    results: Path | None
-    l_star: bool = False
-    remote: str = "none"
-
-    def streams(self, name: str) -> bool:
-        """Whether this model is to be streamed."""
-        from wallprobe.hooks.streaming import BASE
-        from wallprobe.streamed import size_in_memory
-
-        if self.stream is not None or self.budget is None:
-            return bool(self.stream)
-        size = size_in_memory(name)
-        return size is not None and size + BASE > self.budget
-
-
 def _measure(
     names: list[str],
     settings: "Settings",
     sources: tuple[str | None, str | None, int | None],
-    room: Room,
+    room: streaming.Room,
     *,
     fold: bool,
-    device: str,
+    l_star: bool,
+    remote: str,
     runs: Path | None,
 ) -> "list[Result]":
     """Every model in turn, under one progress view."""
@@ -145,17 +124,17 @@ def _measure(
     from wallprobe.hooks.gains import gains as measure
     from wallprobe.hooks.prompt_sets import prompt_set
 
-    place = loading.pick_device(device)
+    place = loading.pick_device(room.device)
     measured = []
     source, column, limit = sources
     with common.progress() as view:
         for name in names:
             bar = view.add_task(f"load {_short(name)}", total=None)
             if room.streams(name):
-                measured.append(_stream(name, settings, sources, room, fold, view, bar, str(place)))
+                measured.append(_stream(name, settings, sources, room, fold or l_star, view, bar))
                 continue
-            if room.remote != "none":
-                measured.append(_remote(name, settings, sources, room.remote, place, view, bar))
+            if remote != "none":
+                measured.append(_remote(name, settings, sources, remote, place, view, bar))
                 continue
             loaded = loading.load(name, place, runs)
             chosen = prompt_set(loaded, source, column=column, limit=limit)
@@ -163,7 +142,7 @@ def _measure(
             view.update(bar, description=f"gains {_short(name)}", total=len(chosen.tokens), completed=0)
             ways = settings.definition.name, settings.tokens, settings.positions
             result = measure(loaded, chosen, *ways, on_progress=reading.follower(view, bar))
-            measured.append(_everywhere(result, loaded, chosen, room.results) if room.l_star else result)
+            measured.append(_everywhere(result, loaded, chosen, room.results) if l_star else result)
             del loaded
     return measured
 
@@ -205,36 +184,24 @@ def _stream(
     name: str,
     settings: "Settings",
     sources: tuple[str | None, str | None, int | None],
-    room: Room,
-    fold: bool,
+    room: streaming.Room,
+    whole: bool,
     view: "Progress",
     bar: "TaskID",
-    device: str,
 ) -> "Result":
-    """One model block by block, the memory it will take said beforehand."""
     from wallprobe.errors import ConfigError
-    from wallprobe.hooks.prompt_sets import encode
-    from wallprobe.hooks.streaming import GIB, check_budget, check_definition, stream_gains
-    from wallprobe.results import default_root
-    from wallprobe.streamed import open_streamed
+    from wallprobe.hooks.streaming import check_definition, stream_gains
 
-    if fold:
-        raise ConfigError("--fold needs the whole model in memory; leave --stream out, --gain sublayer_unit has the folded gains")
-    if room.l_star:
-        raise ConfigError("--l-star needs the whole model in memory; leave --stream or --l-star out")
+    if whole:
+        raise ConfigError(
+            "--fold and --l-star need the whole model in memory; leave --stream or them out (--gain sublayer_unit has the folded gains)"
+        )
     check_definition(settings)
-    model = open_streamed(name)
-    try:
-        chosen = encode(name, model.tokenizer, model.context, model.vocabulary, *sources)
-        needed, whole = check_budget(model, chosen, room.budget), 4 * model.n_params
-        told = f"streaming {_short(name)}: about {needed / GIB:.2f} GiB of memory, whole it would take {whole / GIB:.2f}"
-        common.err().print(told, soft_wrap=True, markup=False)
-        view.update(bar, description=f"stream {_short(name)} (blocks)", total=model.n_layers, completed=0)
-        state = (room.results or default_root()) / ".streams" / f"{_short(name)}-{chosen.data_hash[:12]}"
-        follow = reading.follower(view, bar)
-        return stream_gains(model, chosen, settings, state=state, max_ram=room.budget, device=device, on_progress=follow)
-    finally:
-        model.close()
+
+    def work(model: "Streamed", chosen: "PromptSet", state: Path, follow: Callable[[int, int], None]) -> "Result":
+        return stream_gains(model, chosen, settings, state=state, max_ram=room.budget, device=room.device, on_progress=follow)
+
+    return streaming.run(name, sources, room, work, view, bar)
 
 
 def _note_copies(measured: "list[Result]") -> None:

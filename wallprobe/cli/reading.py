@@ -33,8 +33,14 @@ def measure(
     device: str,
     runs: Path | None,
     results: Path | None,
+    elsewhere: "Callable[[str, Progress, TaskID], Result | None] | None" = None,
 ) -> "list[Result]":
-    """Every model in turn under one progress view; the Results are stored once all are there."""
+    """Every model in turn under one progress view; the Results are stored once all are there.
+
+    Args:
+        models, what, instrument, sources, device, runs, results: as typed, and what measures.
+        elsewhere: measures a model that it does not load whole; None where it leaves it to `instrument`.
+    """
     from wallprobe import models as loading
     from wallprobe.hooks.prompt_sets import prompt_set, read_texts
 
@@ -47,6 +53,10 @@ def measure(
         for name in models:
             short = name.rstrip("/").rpartition("/")[2] or name
             bar = view.add_task(f"load {short}", total=None)
+            found = None if elsewhere is None else elsewhere(name, view, bar)
+            if found is not None:
+                measured.append(found)
+                continue
             loaded = loading.load(name, place, runs)
             chosen = prompt_set(loaded, source, column=column, limit=limit)
             view.update(bar, description=f"{what} {short}", total=len(chosen.tokens), completed=0)

@@ -14,39 +14,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wallprobe import stats
 from wallprobe.errors import InstrumentError
-from wallprobe.hooks.efficiency import OTHERS, Unigram, efficiency, text_tokens
+from wallprobe.hooks.efficiency import OTHERS, text_tokens
 from wallprobe.hooks.efficiency import unigram as count_unigram
-from wallprobe.hooks.gain_regimes import argmin
+from wallprobe.hooks.flow_report import LONG_NAMES, POSITIONS, Read, report
 from wallprobe.hooks.gain_report import Subject
 from wallprobe.hooks.gains import batches, gains
-from wallprobe.hooks.prompt_sets import FIRST_TOKEN, PromptSet
-from wallprobe.manifest import Stopwatch, provenance
+from wallprobe.hooks.prompt_sets import PromptSet
+from wallprobe.manifest import Stopwatch
 from wallprobe.models import Loaded, hook_name
-from wallprobe.results import Result, dataset
-from wallprobe.rng import generator
+from wallprobe.results import Result
 
 TOLERANCE = 1e-4  # of the largest logit: the last row against the model's own
 LEVEL = 1 << 22  # of our hooks alone
 MOST = 4096  # states of which singular values are taken
-CARRIED = (
-    "final_mlp_gain",
-    "final_mlp_gain_no_sink",
-    "final_mlp_gain_no_first",
-    "final_mlp_gain_last",
-    "definition",
-    "tokens",
-    "n_params",
-    "n_params_non_embedding",
-    "d_model",
-)
-LONG_NAMES = {
-    "lens_entropy": ("entropy of the lens's prediction at the last token", "nats"),
-    "lens_entropy_mean": ("the same, mean over tokens that are no sinks", "nats"),
-    "lens_nll": ("loss of the lens on the next token, mean over tokens that have one", "nats"),
-    "lens_top1": ("share of next tokens that the lens puts first", "fraction"),
-}
 
 
 def residuals(
@@ -114,39 +95,10 @@ def flow(
     measured = gains(loaded, prompts, seed=seed, draws=draws)
     sinks = {(item["prompt"], item["position"]) for item in measured.manifest["sinks"]}
     columns, states, error = _read(loaded, prompts, sinks, on_progress)
-    variables = _variables(columns, generator(seed, "flow", "bootstrap"), draws)
-    for name, kept in (("", False), ("_no_sink", True)):
-        ranks = [ranks_of(torch.cat([row[keep] if kept else row for row, keep in layer])) for layer in states]
-        for place, (key, words) in enumerate((("erank", "effective rank exp(H)"), ("participation", "participation ratio"))):
-            long_name = f"{words} of the centred states of all prompts{', sinks left out' if kept else ''}"
-            variables[f"{key}{name}"] = (("layer",), [rank[place] for rank in ranks], "directions", long_name)
-    bought = _efficiency(columns["lens_nll"][-1], measured, vocabulary, reference, seed, draws)
-    summary = _summary(loaded, prompts, variables, measured, bought, error)
-    summary["n_states"] = sum(len(row) for row in prompts.tokens)
-    for name in ("mlp_gain_by_prompt", "mlp_gain_no_sink_by_prompt"):
-        found = measured.data[name]
-        variables[name] = (("layer", "prompt"), found.values, found.attrs["units"], found.attrs["long_name"])
-    coords = {"layer": list(range(loaded.n_layers)), "prompt": list(prompts.texts)}
-    data = dataset(coords, variables, model=loaded.name, prompts=prompts.name)
-    subject = Subject.of(loaded)
-    manifest = provenance(
-        config={"model": loaded.name, "prompts": prompts.name, "data_hash": prompts.data_hash, "seed": seed, "draws": draws}
-        | ({} if unigram is None else {"unigram": reference.source, "unigram_tokens": reference.tokens}),
-        device=subject.device,
-        dtype="float32",
-        watch=watch,
-        subject=subject.label,
-        weight_hash=loaded.weight_hash,
-        weight_processing=loaded.processing,
-        data_hash=prompts.data_hash,
-        seeds={"bootstrap": seed},
-        formula="H = -sum p ln p, p = softmax(W_U Norm_f(x)); erank = exp(-sum s ln s), s = sigma^2 / sum sigma^2; "
-        "eta = (ln V - loss) / F, eta_ppl = exp(unigram loss - loss) / F",
-        unigram=_unigram_stamp(reference),
-        first_token=FIRST_TOKEN,
-        sinks=measured.manifest["sinks"],
-    )
-    return Result("flow", data, ("layer",), summary, manifest)
+    ranks = {name: [ranks_of(torch.cat([row[keep] if name else row for row, keep in layer])) for layer in states] for name in POSITIONS}
+    ranked = min(MOST, sum(len(row) for row in prompts.tokens))
+    read = Read(Subject.of(loaded), prompts, measured, columns, ranks, ranked, vocabulary, reference, unigram is not None, error)
+    return report(read, seed, draws, watch)
 
 
 def _read(
@@ -205,64 +157,3 @@ def ranks_of(states: Float[Tensor, "state d_model"]) -> tuple[float, float]:
     share = share / share.sum()
     entropy = -(share * share.clamp_min(1e-300).log()).sum()
     return float(entropy.exp()), float(1 / share.square().sum())
-
-
-def _variables(columns: dict[str, Tensor], rng: torch.Generator, draws: int) -> dict[str, Any]:
-    weights = stats.resamples(columns["lens_entropy"].shape[-1], rng, draws)
-    variables: dict[str, Any] = {}
-    for name, (long_name, unit) in LONG_NAMES.items():
-        variables[name] = (("layer",), columns[name].nanmean(dim=-1).numpy(), unit, long_name)
-        low, high = stats.interval(stats.masked_means(weights, columns[name].T))
-        if columns[name].shape[-1] < 2:
-            low, high = low * math.nan, high * math.nan
-        variables[f"{name}_low"] = (("layer",), low.numpy(), unit, f"{long_name}, 2.5 % bootstrap bound over prompts")
-        variables[f"{name}_high"] = (("layer",), high.numpy(), unit, f"{long_name}, 97.5 % bootstrap bound over prompts")
-    return variables
-
-
-def _efficiency(
-    nll: Float[Tensor, " prompt"], measured: Result, vocabulary: int, reference: Unigram, seed: int, draws: int
-) -> dict[str, Any]:
-    """Both efficiencies, all tokens and without sinks, on the gains' own prompts."""
-    gains_by = {suffix: torch.from_numpy(measured.data[f"mlp_gain{suffix}_by_prompt"].values[-1]) for suffix in ("", "_no_sink")}
-    finals = {suffix: float(measured.summary[f"final_mlp_gain{suffix}"]) for suffix in gains_by}
-    weights = stats.resamples(len(nll), generator(seed, "flow", "efficiency"), draws)
-    return efficiency(nll, gains_by, finals, vocabulary, reference, weights)
-
-
-def _unigram_stamp(reference: Unigram) -> str:
-    told = f"counted on {reference.source} ({reference.tokens} tokens, {reference.types} types), Witten-Bell"
-    return f"{told}; {reference.seen:.0%} of the scored tokens known" + (f"; {reference.reason}" if reference.reason else "")
-
-
-def _summary(
-    loaded: Loaded, prompts: PromptSet, variables: dict[str, Any], measured: Result, bought: dict[str, Any], error: float
-) -> dict[str, Any]:
-    entropy, rank = [float(value) for value in variables["lens_entropy"][1]], [float(value) for value in variables["erank_no_sink"][1]]
-    least, spread, net = argmin(entropy), argmin(rank), measured.summary["l_star"]
-    told: dict[str, Any] = {
-        "model": loaded.name,
-        "n_layers": loaded.n_layers,
-        "prompts": prompts.name,
-        "n_prompts": len(prompts.tokens),
-        "lens_entropy_first": entropy[0],
-        "lens_entropy_min": math.nan if least is None else entropy[least],
-        "lens_entropy_last": entropy[-1],
-        "l_star_argmin_lens_entropy": least,
-        "l_star_argmin_erank": spread,
-        "l_star_argmin_net": net,
-        "bottleneck_distance": math.nan if least is None or net is None else abs(least - net),
-        "erank_min_no_sink": math.nan if spread is None else rank[spread],
-        "lens_top1_first": float(variables["lens_top1"][1][0]),
-        "lens_top1_last": float(variables["lens_top1"][1][-1]),
-        **bought,
-        **{key: measured.summary[key] for key in CARRIED},
-        "lens_error": error,
-    }
-    shape = "rises again at the end" if entropy[-1] > told["lens_entropy_min"] else "is least at the end"
-    told["finding"] = (
-        f"The lens's entropy goes from {entropy[0]:.2f} nats after layer 0 to {told['lens_entropy_min']:.2f} after layer {least} "
-        f"and {shape} ({entropy[-1]:.2f}); the bottleneck of the gains is layer {net}. Per unit of the last MLP's gain the model gains "
-        f"{told['eta']:.3g} nats over a uniform guess."
-    )
-    return told

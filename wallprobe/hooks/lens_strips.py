@@ -103,10 +103,9 @@ class Lens:
         states, ranked = len(self.places), min(MOST, len(self.places))
         self.entropy, self.loss, self.first = (torch.full((model.n_layers, states), math.nan, dtype=torch.float64) for _ in range(3))
         self.products = torch.zeros(model.n_layers, ranked, ranked, dtype=torch.float64)
-        self.held = 8 * model.n_layers * (3 * states + ranked * ranked) + 8 * (states + 2 * ranked) * model.d_model
-        self.held += 16 * ROWS * states * torch.get_num_threads() + 8 * 5 * states * (model.vocabulary // ROWS + 1)
+        self.held = held_bytes(model, prompts)
 
-    def visit(self, layer: int, after: Sequence[Float[Tensor, "batch index d_model"]], crew: Crew) -> None:
+    def visit(self, layer: int, after: Sequence[Float[Tensor, "_ _ d_model"]], crew: Crew) -> None:
         """Once a block, every batch's output in the order of `gains.batches`."""
         states = torch.cat([batch.flatten(0, 1) for batch in after])
         said = read_out(self._head.norm.to(crew.device)(states), self._head.weight, self._head.bias, self._targets, crew)
@@ -122,6 +121,15 @@ class Lens:
         """Take that up again."""
         for name, tensor in kept.items():
             getattr(self, name).copy_(tensor)
+
+
+def held_bytes(model: Streamed, prompts: PromptSet) -> int:
+    """What a `Lens` holds at most: figures and inner products of all layers, one layer's states, logits of one strip a thread."""
+    states = sum(len(row) for row in prompts.tokens)
+    ranked = min(MOST, states)
+    kept = 8 * model.n_layers * (3 * states + ranked * ranked)
+    at_once = 8 * (states + 2 * ranked) * model.d_model + 16 * ROWS * states * torch.get_num_threads()
+    return kept + at_once + 40 * states * (model.vocabulary // ROWS + 1)
 
 
 def ranks_of_products(products: Float[Tensor, "state state"]) -> tuple[float, float]:

@@ -48,7 +48,7 @@ class Visitor(Protocol):
 
     held: int
 
-    def visit(self, layer: int, after: Sequence[Float[Tensor, "batch index d_model"]], crew: Crew) -> None:
+    def visit(self, layer: int, after: Sequence[Float[Tensor, "_ _ d_model"]], crew: Crew) -> None:
         """Once a block, every batch's output in the order of `gains.batches`."""
 
     def kept(self) -> dict[str, Tensor]:
@@ -209,21 +209,15 @@ def stream_gains(
             norms = _walk(model, prompts, state, every, on_progress, past_cache=past_cache, device=device, visitor=visitor)
     finally:
         peak = memory.stop()
-    subject = Subject(
-        model.name,
-        model.kind,
-        model.n_layers,
-        model.d_model,
-        model.weight_hash,
-        model.parallel,
-        model.n_params,
-        model.n_params_non_embedding,
-        device=device,
-        streamed=True,
-        peak_gib=peak,
-    )
+    subject = subject_of(model, device, peak)
     terms = [terms_of(one, model.d_model) for one in norms]
     return report(subject, prompts, settings, norms, terms, watch)
+
+
+def subject_of(model: Streamed, device: str, peak: float | None) -> Subject:
+    """The model as a report names it."""
+    shape = (model.name, model.kind, model.n_layers, model.d_model, model.weight_hash, model.parallel)
+    return Subject(*shape, model.n_params, model.n_params_non_embedding, device=device, streamed=True, peak_gib=peak)
 
 
 def _walk(

@@ -1,0 +1,93 @@
+"""What commands share that can read a model block by block: options, whether one has to be, and doing it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wallprobe.cli import common, reading
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from wallprobe.hooks.prompt_sets import PromptSet
+    from wallprobe.results import Result
+    from wallprobe.streamed import Streamed
+
+Stream = Annotated[
+    bool | None, typer.Option("--stream/--no-stream", help="One block in memory at a time.", show_default="where it does not fit")
+]
+MaxRam = Annotated[str | None, typer.Option(help="Memory to stay within, such as 8GiB.", show_default="4/5 of what is free")]
+
+
+@dataclass(frozen=True)
+class Room:
+    """In how much memory a model runs, and where.
+
+    Attributes:
+        stream: whether block by block; None: where it does not fit.
+        budget: bytes; None where the system does not tell what is free.
+        results: where what was done is kept meanwhile.
+        device: what multiplies.
+    """
+
+    stream: bool | None
+    budget: int | None
+    results: Path | None
+    device: str
+
+    @classmethod
+    def of(cls, stream: bool | None, max_ram: str | None, results: Path | None, device: str) -> "Room":
+        """From options as typed; `device` as picked."""
+        from wallprobe.hooks.streaming import default_budget, parse_size
+
+        return cls(stream, parse_size(max_ram) if max_ram else default_budget(), results, device)
+
+    def streams(self, name: str) -> bool:
+        """Whether this model is to be streamed."""
+        from wallprobe.hooks.streaming import BASE
+        from wallprobe.streamed import size_in_memory
+
+        if self.stream is not None or self.budget is None:
+            return bool(self.stream)
+        size = size_in_memory(name)
+        return size is not None and size + BASE > self.budget
+
+
+def run(
+    name: str,
+    sources: tuple[str | None, str | None, int | None],
+    room: Room,
+    work: "Callable[[Streamed, PromptSet, Path, Callable[[int, int], None]], Result]",
+    view: "Progress",
+    bar: "TaskID",
+    held: "Callable[[Streamed, PromptSet], int] | None" = None,
+) -> "Result":
+    """One model block by block, the memory it will take said beforehand.
+
+    Args:
+        name: a folder or hub id.
+        sources: prompts, column and limit as typed.
+        room: where.
+        work: measures; given the model, the prompts, a folder for what was done, and whom to tell.
+        view, bar: the progress.
+        held: bytes that `work` holds besides.
+    """
+    from wallprobe.hooks.prompt_sets import encode
+    from wallprobe.hooks.streaming import GIB, check_budget
+    from wallprobe.results import default_root
+    from wallprobe.streamed import open_streamed
+
+    model, short = open_streamed(name), name.rstrip("/").rpartition("/")[2] or name
+    try:
+        chosen = encode(name, model.tokenizer, model.context, model.vocabulary, *sources)
+        needed, whole = check_budget(model, chosen, room.budget, held(model, chosen) if held else 0), 4 * model.n_params
+        told = f"streaming {short}: about {needed / GIB:.2f} GiB of memory, whole it would take {whole / GIB:.2f}"
+        common.err().print(told, soft_wrap=True, markup=False)
+        view.update(bar, description=f"stream {short} (blocks)", total=model.n_layers, completed=0)
+        state = (room.results or default_root()) / ".streams" / f"{short}-{chosen.data_hash[:12]}"
+        return work(model, chosen, state, reading.follower(view, bar))
+    finally:
+        model.close()
