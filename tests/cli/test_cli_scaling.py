@@ -1,6 +1,7 @@
 """`wallprobe scaling` and `gains --fit` through the real entry point."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,22 @@ def test_bad_input_is_one_line_and_nothing_written(invoke, tmp_path, words, mess
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flow_block_by_block_as_of_the_whole_model(invoke, family, tmp_path):
+    folder = str(family / "large")
+    code, whole, err = invoke("flow", folder, "--device", "cpu", "--json")
+    assert (code, err) == (0, "")
+    code, streamed, err = invoke("flow", folder, "--device", "cpu", "--stream", "--json")
+    assert code == 0
+    assert re.match(r"streaming large: about \d\.\d\d GiB of memory, whole it would take 0\.00\n$", err)
+    ours, theirs = json.loads(streamed)["summary"], json.loads(whole)["summary"]
+    for name in ("nll", "eta", "lens_entropy_min", "lens_top1_last", "erank_min_no_sink", "final_mlp_gain"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
+    assert (ours["streamed"], theirs["streamed"]) == (True, False)
+    code, out, err = invoke("flow", folder, "--stream", "--max-ram", "100M")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--max-ram allows 0.10" in err
+    code, out, _ = invoke("flow", folder, "--device", "cpu", "--stream")
+    assert (code, "streamed:                     one block at a time" in out) == (0, True)
+    assert not (tmp_path / "results" / ".streams" / "large").exists()
