@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wallprobe.errors import CheckpointError
+from wallprobe.quantised import Quantised
 from wallprobe.shards import Shards
 
 PAGE, CHUNK, READERS = 4096, 8 << 20, 4  # bytes; four readers get what the disk gives
@@ -27,7 +28,7 @@ class Ahead:
         buffer_bytes: of each of its two buffers; 0 where the system's cache is the buffer.
     """
 
-    def __init__(self, shards: Shards, blocks: Sequence[Sequence[str]], *, past_cache: bool) -> None:
+    def __init__(self, shards: Shards | Quantised, blocks: Sequence[Sequence[str]], *, past_cache: bool) -> None:
         """Begin with the first.
 
         Args:
@@ -73,7 +74,7 @@ class Ahead:
         names = self._blocks[block]
         if not self._buffers:
             self._shards.will_need(names)
-            return {name: self._shards.tensor(name, None) for name in names}
+            return dict(zip(names, self._readers.map(lambda name: self._shards.tensor(name, None), names), strict=True))
         buffer, found, place, parts = self._buffers[block % 2], {}, 0, []
         for file, low, high in extents(self._shards, names):
             for name in names:
@@ -116,7 +117,7 @@ def _buffer(size: int) -> mmap.mmap:
     return made
 
 
-def extents(shards: Shards, names: Sequence[str]) -> list[tuple[str, int, int]]:
+def extents(shards: Shards | Quantised, names: Sequence[str]) -> list[tuple[str, int, int]]:
     """Stretches of files that hold these tensors, in whole pages: file, first byte, end."""
     found: list[tuple[str, int, int]] = []
     for file, start, size in sorted(shards.span(name) for name in names):
@@ -128,12 +129,12 @@ def extents(shards: Shards, names: Sequence[str]) -> list[tuple[str, int, int]]:
     return found
 
 
-def buffer_bytes(shards: Shards, blocks: Sequence[Sequence[str]]) -> int:
+def buffer_bytes(shards: Shards | Quantised, blocks: Sequence[Sequence[str]]) -> int:
     """What the largest block takes in a buffer."""
     return max(sum(high - low for _, low, high in extents(shards, names)) for names in blocks)
 
 
-def can_pass_cache(shards: Shards) -> bool:
+def can_pass_cache(shards: Shards | Quantised) -> bool:
     """Whether this system reads these files past its cache, and every tensor starts where its type may."""
     if not hasattr(os, "O_DIRECT") or not hasattr(os, "preadv"):
         return False

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from wallprobe.errors import CheckpointError, UnknownNameError
 from wallprobe.models import quiet
+from wallprobe.quantised import Quantised
 from wallprobe.shards import INDEX, SINGLE, Shards
 from wallprobe.sizes import count
 from wallprobe.sources import check_complete, first_line, hash_files, refuse_encoder, unreachable
@@ -66,7 +67,7 @@ class Streamed:
 
     Attributes:
         name: how the user called it.
-        kind: "folder" or "hub".
+        kind: "folder", "hub" or "gguf".
         n_layers, d_model, context, vocabulary: its shape.
         n_params, n_params_non_embedding: its size.
         parallel: attention and MLP read the same residual.
@@ -86,7 +87,7 @@ class Streamed:
     n_params_non_embedding: int
     parallel: bool
     tokenizer: Any
-    shards: Shards
+    shards: Shards | Quantised
     weight_hash: str | None
     kept_bytes: list[int]
     config: Any
@@ -245,11 +246,12 @@ def resolve(source: str) -> tuple[Path, str]:
 
     Raises:
         UnknownNameError: if it is neither a Hugging Face folder nor to be had from the hub.
-        CheckpointError: for a .gguf file.
     """
     path = Path(source)
     if path.suffix == ".gguf":
-        raise CheckpointError(f"{source} is a GGUF file, whose quantised blocks transformers can only unpack whole; leave --stream out")
+        if not path.is_file():
+            raise UnknownNameError(f"no file {source}; give an existing .gguf file")
+        return path, "gguf"
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UnknownNameError(f"folder {source} is no Hugging Face model (config.json); runs are small, leave --stream out")
@@ -275,25 +277,26 @@ def open_streamed(source: str) -> Streamed:
     """Open a checkpoint for streaming; nothing but headers is read.
 
     Args:
-        source: a Hugging Face folder or a hub id.
+        source: a Hugging Face folder, a hub id or a .gguf file.
 
     Raises:
         UnknownNameError, CheckpointError: as `resolve` and `Shards`; if the model is no causal decoder with a stack of blocks.
     """
     folder, kind = resolve(source)
+    place, options = (folder.parent, {"gguf_file": folder.name}) if kind == "gguf" else (folder, {})
     with quiet():
         from transformers import AutoConfig, AutoTokenizer
 
         try:
-            config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config: Any = AutoConfig.from_pretrained(place, local_files_only=True, **options)
             with torch.device("meta"):
                 model = _from_config(config)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, **options)
         except Exception as error:
             raise CheckpointError(f"{source} cannot be built as a causal language model: {first_line(error)}") from error
     refuse_encoder(source, config)
     base, stack = _base(model)
-    shards = Shards(folder)
+    shards = _quantised(folder, model, config) if kind == "gguf" else Shards(folder)
     blocks = getattr(base, stack)
     first = next(iter(blocks[0].state_dict()))
     prefix = next((p for p in (f"{model.base_model_prefix}.", "") if f"{p}{stack}.0.{first}" in shards.shapes), None)
@@ -302,7 +305,7 @@ def open_streamed(source: str) -> Streamed:
         check_complete(source, {"missing_keys": [f"{stack}.0.{first}"]})
     total, inner = count(model)
     parallel = bool(getattr(config, "use_parallel_residual", False)) or config.model_type in PARALLEL
-    files = sorted(folder.glob("*.safetensors"))
+    files = [folder] if kind == "gguf" else sorted(folder.glob("*.safetensors"))
     known = sum(path.stat().st_size for path in files) <= HASHED
     context = int(getattr(config, "max_position_embeddings", getattr(config, "n_positions", 1 << 20)))
     made = Streamed(
@@ -318,14 +321,7 @@ def open_streamed(source: str) -> Streamed:
         tokenizer,
         shards,
         hash_files(files) if known else None,
-        [
-            4
-            * (
-                sum(parameter.numel() for parameter in block.parameters())
-                - sum(part.weight.numel() for part in linear_layers(block).values())
-            )
-            for block in blocks
-        ],
+        [_kept_bytes(block, unpacked=kind == "gguf") for block in blocks],
         config,
         blocks,
         stack,
@@ -337,6 +333,31 @@ def open_streamed(source: str) -> Streamed:
         shards.close()
         raise
     return made
+
+
+def _kept_bytes(block: nn.Module, *, unpacked: bool) -> int:
+    """Bytes of a block that do not stay in the files as they are; where they are unpacked, of it all and the next one."""
+    whole = 4 * sum(parameter.numel() for parameter in block.parameters())
+    return 2 * whole if unpacked else whole - 4 * sum(part.weight.numel() for part in linear_layers(block).values())
+
+
+def _quantised(path: Path, model: Any, config: Any) -> Quantised:
+    """A .gguf file under the model's names, by transformers' own table of them.
+
+    Raises:
+        CheckpointError: if it is damaged, or its architecture is not in the table.
+    """
+    from transformers import modeling_gguf_pytorch_utils as table
+
+    with quiet():
+        try:
+            told = config.to_dict()
+            processor = table.TENSOR_PROCESSORS.get(config.model_type, table.TensorProcessor)(config=told)
+            names = table.get_gguf_hf_weights_map(model, processor)
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be streamed: {first_line(error)}; leave --stream out") from error
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return Quantised(path, names, shapes, lambda weights, name: processor.process(weights=weights, name=name).weights)
 
 
 def size_in_memory(source: str) -> int | None:
