@@ -179,6 +179,7 @@ def test_data_that_cannot_be_had_say_how_to_get_them(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     monkeypatch.setattr(images, "DEBIAN", images.Path("nowhere"))
+    monkeypatch.delenv("WALLPROBE_DATA", raising=False)
     with pytest.raises(ConfigError, match=r"data 'cifar10' cannot be had .*no network for uoft-cs/cifar10.*use --data digits"):
         images.load_images("cifar10")
     with pytest.raises(ConfigError, match="install Debian's dataset-fashion-mnist"):

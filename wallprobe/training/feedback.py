@@ -20,7 +20,7 @@ from wallprobe.equilibrium import Equilibrium
 from wallprobe.errors import ConfigError
 from wallprobe.rng import derive_seed, generator
 from wallprobe.training import decoders
-from wallprobe.training.estimators import Batch, CreditEstimator, Estimator, GradResult, Maker
+from wallprobe.training.estimators import Batch, CreditEstimator, Estimator, GradResult, Maker, Seen
 from wallprobe.training.nets import Net
 
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
@@ -137,8 +137,8 @@ class Backpropagation:
 
     def __call__(self, model: Net, batch: Batch) -> GradResult:
         """Gradients of the mean loss."""
-        states = model.states(batch.x)
-        loss = model.losses(model.readout(states[-1]), batch.y).mean()
+        states = model.states(batch.x) if self.penalty else []
+        loss = model.losses(model.readout(states[-1]) if states else model(batch.x), batch.y).mean()
         only = model.outer() if self.outer_only else None
         return GradResult(named_grads(model, penalised(loss, states, self.penalty), only), loss.detach())
 
@@ -148,6 +148,10 @@ class Backpropagation:
         if not states[0].requires_grad:
             states = _from_leaf(model, states[0])
         return list(torch.autograd.grad(model.losses(model.readout(states[-1]), batch.y).sum(), states))
+
+    def credits_from(self, model: Net, batch: Batch, seen: Seen) -> list[Tensor]:
+        """The reference is the credit."""
+        return seen.grads
 
 
 def _from_leaf(model: Net, h: Tensor) -> list[Tensor]:
@@ -184,8 +188,12 @@ class Direct:
         """e B_l^T, spread over the state."""
         with torch.no_grad():
             states = model.states(batch.x)
-            error = model.error(model.readout(states[-1]), batch.y)
-            return [model.spread(error @ weights.to(error).T, h) for weights, h in zip(self.feedback, states, strict=True)]
+            return self.credits_from(model, batch, Seen(states, [], model.readout(states[-1])))
+
+    def credits_from(self, model: Net, batch: Batch, seen: Seen) -> list[Tensor]:
+        """The same from states and logits that are there."""
+        error = model.error(seen.logits, batch.y)
+        return [model.spread(error @ weights.to(error).T, h) for weights, h in zip(self.feedback, seen.states, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -209,12 +217,25 @@ class Sequential:
 
     def credits(self, model: Net, batch: Batch) -> list[Tensor]:
         """The transported credits."""
-        with rewired(model, self.weights, self.skip_ln):
-            states = model.states(batch.x)
-            if not states[0].requires_grad:
-                states = _from_leaf(model, states[0])
+        with rewired(model, self.weights, self.skip_ln), still(model):
+            with torch.no_grad():
+                first = model.embed(batch.x)
+            states = _from_leaf(model, first)
         error = model.error(model.readout(states[-1]).detach(), batch.y)
         return list(torch.autograd.grad(inner(states[-1], model.spread(error @ self.top.to(error).T, states[-1])), states))
+
+
+@contextlib.contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """While the block runs, no parameter wants a gradient: a graph built in it has none of the work that theirs would take."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextlib.contextmanager
