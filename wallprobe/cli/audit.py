@@ -51,10 +51,12 @@ def group(only: str | None = None) -> typer.Typer:
 
 
 def run(
-    arch: Annotated[str, typer.Option(help="resmlp, vit, student, bncnn; several with commas, or all.")] = "resmlp",
+    arch: Annotated[
+        str, typer.Option(help="resmlp, vit, student, bncnn; several with commas, or all; wall: a HookedTransformer.")
+    ] = "resmlp",
     method: Annotated[str, typer.Option(help="bp, fa, dfa, ep, frozen, or a plugin's; several with commas.")] = "dfa",
     seeds: Annotated[str, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = "1",
-    data: Annotated[str, typer.Option(help="digits (embedded), fashion_mnist, cifar10 or synthetic.")] = "digits",
+    data: Annotated[str, typer.Option(help="digits (embedded), fashion_mnist, cifar10, synthetic; of wall, its task.")] = "digits",
     epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default="the data's usual", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step.", show_default="the data's usual", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate.", show_default="the data's usual")] = None,
@@ -135,7 +137,7 @@ def check(
     source: Annotated[
         str, typer.Argument(help="module:function or file.py:function of your adapter, an audit run, or a run (c0).", metavar="RUN|ADAPTER")
     ],
-    method: Annotated[str | None, typer.Option(help="Whose credits, for a run such as c0: dfa or bp.", show_default="dfa")] = None,
+    method: Annotated[str | None, typer.Option(help="Whose credits, for a run such as c0: dfa, fa or bp.", show_default="dfa")] = None,
     samples: Annotated[int, typer.Option(help="Samples to look at.", min=2)] = 1024,
     inflation: Inflation = 100.0,
     growth: Growth = "block_ratio",

@@ -5,6 +5,7 @@ gradient of <h_{l+1}, e_T B^T> with its input detached. Feedback is drawn once, 
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from wallprobe.equilibrium import Equilibrium
 from wallprobe.errors import ConfigError
 from wallprobe.rng import derive_seed, generator
-from wallprobe.training import decoders
+from wallprobe.training import decoders, transport
 from wallprobe.training.estimators import Batch, CreditEstimator, Estimator, GradResult, Maker, Seen
 from wallprobe.training.nets import Net
 
@@ -70,7 +71,7 @@ def fa(model: nn.Module, seed: int, *, penalty: float = 0.0, fa_ln: str = "skip"
     if fa_ln not in ("skip", "true"):
         raise ConfigError(f"fa_ln '{fa_ln}' is none of skip, true")
     if not isinstance(model, Net):
-        raise ConfigError("feedback alignment knows no transport through attention; use bp or dfa")
+        raise ConfigError("feedback alignment knows no transport through this model; use bp or dfa, or `audit run --arch wall`")
     return Sequential(feedback_matrices(model, seed)[-1], random_weights(model, seed), penalty, skip_ln=fa_ln == "skip")
 
 
@@ -82,11 +83,15 @@ def feedback_matrices(model: Net, seed: int) -> list[Tensor]:
     ]
 
 
-def random_weights(model: Net, seed: int) -> dict[str, Tensor]:
-    """For every linear layer and convolution of embedding and blocks another weight, drawn as torch draws the layer's own."""
-    found: dict[str, Tensor] = {}
+def random_weights(model: Net, seed: int) -> dict[str, Any]:
+    """For every linear layer and convolution of embedding and blocks another weight, drawn as torch draws the layer's own; for a
+    HookedTransformer's block, one for each of its six matrices."""
+    found: dict[str, Any] = {}
     for name, module in model.named_modules():
-        if name.startswith("readout"):
+        if name.startswith("readout") or name.startswith(tuple(f"{block}." for block in found)):
+            continue
+        if transport.is_block(module):
+            found[name] = transport.random_block(module, seed, name)
             continue
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             bound = 1 / math.sqrt(module.weight[0].numel())
@@ -201,7 +206,7 @@ class Sequential:
     """Feedback alignment: e B_L^T at the top, then backwards through random weights."""
 
     top: Tensor
-    weights: dict[str, Tensor]
+    weights: dict[str, Any]
     penalty: float = 0.0
     skip_ln: bool = True
 
@@ -239,12 +244,14 @@ def still(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def rewired(model: nn.Module, weights: Mapping[str, Tensor], skip_ln: bool) -> Iterator[None]:
+def rewired(model: nn.Module, weights: Mapping[str, Any], skip_ln: bool) -> Iterator[None]:
     """While the block runs, a forward pass of the model builds a graph whose backward pass uses these weights instead of its own."""
     changed: list[nn.Module] = []
     try:
         for name, module in model.named_modules():
-            if name in weights:
+            if isinstance(weights.get(name), Mapping):
+                module.__dict__["forward"] = functools.partial(transport.through, module, other=weights[name], skip_ln=skip_ln)
+            elif name in weights:
                 _replace(module, weights[name])
             elif skip_ln and isinstance(module, nn.LayerNorm) and not name.startswith("readout"):
                 _pass_by(module)

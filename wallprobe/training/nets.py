@@ -376,7 +376,7 @@ def build_net(arch: str, shape: tuple[int, int, int], classes: int, seed: int, s
 
 
 def matrices(module: nn.Module) -> Iterator[Tensor]:
-    """The weight matrices of a block (of a convolution, output channels by the rest), in order."""
-    for parameter in module.parameters():
-        if parameter.ndim >= 2:
+    """The weight matrices of a block (of a convolution, output channels by the rest), in order; biases by head are none."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim >= 2 and not name.rpartition(".")[2].startswith("b_"):
             yield parameter.flatten(1)

@@ -21,6 +21,7 @@ from wallprobe.training.audit.job import AuditJob, make_job
 from wallprobe.training.audit.loop import AUDIT, FOLDER, Progress, at, audit, finished, folder_of
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.audit.record import judged
+from wallprobe.training.audit.wall import ARCH
 from wallprobe.training.nets import Sizes
 from wallprobe.training.sweep import share_cores
 
@@ -165,7 +166,7 @@ def begin() -> None:
 
 def _work(job: AuditJob, root: Path | None, force: bool) -> None:
     # Whoever was killed a moment ago may still hold the lock.
-    audit(job, root, force=force, wait=30.0, images=_images(job.data))
+    audit(job, root, force=force, wait=30.0, images=None if job.arch == ARCH else _images(job.data))
 
 
 @functools.lru_cache(maxsize=1)

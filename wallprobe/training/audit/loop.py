@@ -26,13 +26,14 @@ from wallprobe.manifest import Stopwatch, provenance, source_commit
 from wallprobe.results import Result, load_result
 from wallprobe.rng import generator
 from wallprobe.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
-from wallprobe.tasks.images import Images, load_images
+from wallprobe.tasks.images import Images
 from wallprobe.training.audit.diagnostics import Series, should_stop
 from wallprobe.training.audit.job import EARLY, AuditJob
 from wallprobe.training.audit.quantities import LAYERED, at_rest, observe
+from wallprobe.training.audit.wall import Sequences, distance
 from wallprobe.training.estimators import Batch, CreditEstimator, make_estimator
 from wallprobe.training.loop import CHECKPOINT, own
-from wallprobe.training.nets import Net, build_net
+from wallprobe.training.nets import Net
 
 FOLDER, AUDIT = "audit", "audit"
 EVAL_BATCH = 100  # maps of more leave the cache: half the speed
@@ -51,10 +52,10 @@ class Progress:
 class Training:
     """The state of one audited training."""
 
-    def __init__(self, job: AuditJob, folder: Path, images: Images) -> None:
+    def __init__(self, job: AuditJob, folder: Path, images: Images | Sequences) -> None:
         self.job, self.folder = job, folder
         self.images = images
-        self.net = build_net(job.arch, images.shape, images.classes, job.seed, job.sizes)
+        self.net = job.build(images)
         self.start, self.named = copy.deepcopy(self.net), dict(self.net.named_parameters())
         options: dict[str, Any] = dict(job.options) | ({"penalty": job.penalty} if job.penalty else {})
         estimator = make_estimator(job.method, self.net, job.seed, **options)
@@ -210,7 +211,7 @@ def audit(
     *,
     force: bool = False,
     wait: float = 0.0,
-    images: Images | None = None,
+    images: Images | Sequences | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Train and audit, or resume, or return what is already there.
@@ -239,7 +240,7 @@ def audit(
         if done is not None:
             return done
         ensure_directory(folder)
-        training = Training(job, folder, images or load_images(job.data))
+        training = Training(job, folder, images or job.load())
         training.resume()
         if not training.moments:
             training.look(0.0, math.nan, full=True)
@@ -277,18 +278,24 @@ def _finish(training: Training) -> Result:
     manifest = provenance(
         config=job.config(), device="cpu", dtype="training float32, norms and cosines float64", watch=Stopwatch(), **extra
     )
+    bits = None
+    if isinstance(training.images, Sequences):
+        with at_rest(training.net):
+            bits = distance(training.net, training.images)
     correct = training.correct() if training.last is None or training.diverged else training.last
-    result = make_result(Described.of(job), series(training.moments, job.lens.eps), training.moments, correct, manifest, training.diverged)
+    result = make_result(
+        Described.of(job), series(training.moments, job.lens.eps), training.moments, correct, manifest, training.diverged, bits
+    )
     result.save_at(folder / AUDIT)
     write_json(folder / runs.MANIFEST, manifest)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
 
-def load_net(folder: Path, job: AuditJob, images: Images) -> Net:
+def load_net(folder: Path, job: AuditJob, images: Images | Sequences) -> Net:
     """A finished run's network."""
     from safetensors.torch import load_file
 
-    net = build_net(job.arch, images.shape, images.classes, job.seed, job.sizes)
+    net = job.build(images)
     net.load_state_dict(load_file(folder / runs.WEIGHTS))
     return net.eval()

@@ -153,10 +153,7 @@ def observe(
         for rows in torch.split(torch.arange(len(batch.x)), CHUNK):
             part = Batch(batch.x[rows], batch.y[rows])
             seen = reference(net, part)
-            if isinstance(estimator, QuickCredits):
-                credits = estimator.credits_from(net, part, seen)
-            else:
-                credits = estimator.credits(net, part)
+            credits = estimator.credits_from(net, part, seen) if isinstance(estimator, QuickCredits) else estimator.credits(net, part)
             if [credit.shape for credit in credits] != [state.shape for state in seen.states]:
                 raise InstrumentError(f"the credits have shapes {[tuple(credit.shape) for credit in credits]}, not the states'")
             for place, (h, g, a) in enumerate(zip(seen.states, seen.grads, credits, strict=True)):
