@@ -13,6 +13,7 @@ from wallprobe.training.audit import campaign, loop
 from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import make_job
 from wallprobe.training.audit.quantities import Lens
+from wallprobe.training.audit.record import judged
 from wallprobe.training.loop import own
 from wallprobe.training.nets import Sizes
 
@@ -68,6 +69,11 @@ def test_an_early_stop_saves_epochs_and_says_so(tmp_path):
     assert found.summary["stopped_early"]
     assert found.summary["epochs_saved"] == 5
     assert "Stopped with 5 epochs saved" in found.summary["finding"]
+    assert found.summary["stop_epoch"] == 1
+    whole = loop.audit(job(epochs=6), tmp_path)
+    told = judged(whole, limits).summary  # the same training to its end says what the stop would have cost
+    assert (told["stop_epoch"], told["accuracy_at_stop"]) == (1, found.summary["accuracy"])
+    assert judged(whole, Thresholds()).summary["stop_epoch"] is None
 
 
 def test_a_loss_that_ceases_to_be_finite_ends_the_run_and_is_recorded(tmp_path):

@@ -67,6 +67,7 @@ def run(
     terminal_ln: Annotated[bool, typer.Option("--terminal-ln/--no-terminal-ln", help="Layer norm before the head.")] = True,
     width: Annotated[int | None, typer.Option(help="Width of the states.", show_default="the architecture's", min=1)] = None,
     depth: Annotated[int | None, typer.Option(help="Blocks.", show_default="the architecture's", min=1)] = None,
+    heads: Annotated[int, typer.Option(help="Attention heads of vit and wall.", min=1)] = 4,
     mlp_ratio: Annotated[int | None, typer.Option(help="Hidden over width.", show_default="resmlp 1, vit 4", min=1)] = None,
     patch: Annotated[int | None, typer.Option(help="Side of ViT-Mini's patches.", show_default="4; 2 on digits", min=1)] = None,
     broadcast: Annotated[str, typer.Option(help="A credit reaches all tokens or the class token (cls).")] = "all",
@@ -94,7 +95,7 @@ def run(
     from wallprobe.training.sweep import parse_seeds
 
     limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, patience)
-    sizes = Sizes(width, depth, mlp_ratio, patch, terminal_ln=terminal_ln, broadcast=broadcast)
+    sizes = Sizes(width, depth, mlp_ratio, patch, heads, terminal_ln=terminal_ln, broadcast=broadcast)
     given: dict[str, Any] = {"epochs": epochs, "batch": batch, "lr": lr, "label_noise": label_noise, "samples": samples}
     given |= {"penalty": norm_penalty, "sizes": sizes, "options": _options(option or []), "stop": stop_on}
     given |= {"thresholds": limits} if stop_on else {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from wallprobe.results import Result, dataset, plain
 from wallprobe.rng import generator
 from wallprobe.stats import interval, resamples
-from wallprobe.training.audit.diagnostics import VERDICTS, Baseline, Diagnosis, Series, Thresholds, diagnose
+from wallprobe.training.audit.diagnostics import VERDICTS, Baseline, Diagnosis, Series, Thresholds, diagnose, early_stop
 from wallprobe.training.audit.job import AuditJob
 from wallprobe.training.audit.quantities import LAYERED
 from wallprobe.training.audit.wall import HORIZON
@@ -129,7 +129,8 @@ def judged(result: Result, limits: Thresholds, frozen: Result | None = None) -> 
     baseline = None if frozen is None else compare(result, frozen)
     found = diagnose(series, limits, baseline)
     manifest = result.manifest | {"thresholds": limits.config(), "evidence": dict(found.evidence)}
-    return replace(result, summary=plain(_summary(result, series, found, baseline)), manifest=manifest)
+    stop = early_stop(series, limits)
+    return replace(result, summary=plain(_summary(result, series, found, baseline, stop)), manifest=manifest)
 
 
 def compare(result: Result, frozen: Result) -> Baseline | None:
@@ -149,7 +150,7 @@ def paired(difference: npt.NDArray[np.float64]) -> Baseline:
     return Baseline(float(difference.mean()), float(low), float(high))
 
 
-def _summary(result: Result, series: Series, found: Diagnosis, baseline: Baseline | None) -> dict[str, Any]:
+def _summary(result: Result, series: Series, found: Diagnosis, baseline: Baseline | None, stop: tuple[int, float] | None) -> dict[str, Any]:
     """The flat record of one run."""
     data = result.data
     h, g = series.top("h_norm"), series.top("g_norm")
@@ -176,6 +177,8 @@ def _summary(result: Result, series: Series, found: Diagnosis, baseline: Baselin
         "epochs": int(series.epochs[-1]),
         "stopped_early": bool(series.epochs[-1] < data.attrs["epochs"]) and not data.attrs["diverged"],
         "epochs_saved": int(data.attrs["epochs"] - series.epochs[-1]),
+        "stop_epoch": None if stop is None else stop[0],
+        "accuracy_at_stop": None if stop is None else stop[1],
         "diverged": bool(data.attrs["diverged"]),
         "mae_supervised": _bits(result, slice(None, HORIZON)),
         "mae_beyond": _bits(result, slice(HORIZON, HORIZON + 1)),
