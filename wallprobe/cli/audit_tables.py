@@ -25,9 +25,9 @@ def show(judged: "Sequence[Result]", whole: "Result") -> None:
     out.print(_main(judged))
     out.print(_cosines(judged))
     out.print(_firings(judged))
-    stops = _stops(judged)
-    if stops is not None:
-        out.print(stops)
+    for table in (_stops(judged), _exact(judged)):
+        if table is not None:
+            out.print(table)
     out.print(_replay(judged))
     for result in judged[:FEW] if len(judged) <= FEW else []:
         out.print(f"[bold]{escape(str(result.data['run'].values[0]))}[/bold]")
@@ -157,6 +157,18 @@ def _stops(judged: "Sequence[Result]") -> Any:
     for name, record in stopped:
         cells = (record[key] for key in ("stop_epoch", "accuracy_at_stop", "accuracy", "epochs"))
         table.add_row(name, *map(figure, cells))
+    return table
+
+
+def _exact(judged: "Sequence[Result]") -> Any:
+    """Of the wall's task, how far the model's entropy is from the exact answer's: supervised, and one position later; None of others."""
+    seen = [(name, one.summary) for name, one in zip(_named(judged), judged, strict=True) if one.summary["mae_supervised"] is not None]
+    if not seen:
+        return None
+    table = _runs_table("Distance from the exact Bayesian answer, bits of entropy", ("supervised", "one later", "ratio", "next-token acc"))
+    for name, record in seen:
+        near, far = record["mae_supervised"], record["mae_beyond"]
+        table.add_row(name, figure(near), figure(far), figure(far / near), figure(record["accuracy"]))
     return table
 
 

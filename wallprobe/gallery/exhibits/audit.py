@@ -41,6 +41,7 @@ def exhibit(result: Result) -> Exhibit:
         _growth(rows),
         _firings(rows),
         *_stops(rows),
+        *_exact(rows),
         _replay(rows),
     ]
     worst = max(rows, key=lambda row: (VERDICTS.get(row.record["verdict"], 0), row.name))
@@ -176,6 +177,20 @@ def _stops(rows: list[_Run]) -> list[Table]:
     caption = "What --stop-on degenerate does, or would have done: the same seed's training is the same up to there."
     columns = ("run", "stopped at epoch", "acc. then", "acc. at the end", "last epoch")
     return [Table("Early stop", columns, cells, caption)] if cells else []
+
+
+def _exact(rows: list[_Run]) -> list[Table]:
+    """Of the wall's task, the distance from the exact answer; no table of others."""
+    cells = []
+    for row in rows:
+        near, far = row.record.get("mae_supervised"), row.record.get("mae_beyond")
+        if near is not None and far is not None:
+            cells.append([row.label, near, far, far / near, row.record["accuracy"]])
+    caption = (
+        "Mean distance of the model's entropy from the exact predictive's in bits, over supervised positions and at the one after them."
+    )
+    columns = ("run", "supervised", "one later", "ratio", "next-token acc.")
+    return [Table("Distance from the exact answer", columns, cells, caption)] if cells else []
 
 
 def _line(row: _Run, y: list[float | None], color: str, dash: str, symbol: str, label: str) -> Spec:
