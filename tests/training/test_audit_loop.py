@@ -15,7 +15,7 @@ from wallprobe.training.audit.job import make_job
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.audit.record import judged
 from wallprobe.training.loop import own
-from wallprobe.training.nets import Sizes
+from wallprobe.training.nets import Sizes, build_net
 
 QUICK = Lens(samples=32, nulls=4, nudge_samples=8, directions=2)
 
@@ -50,7 +50,7 @@ def test_frozen_blocks_stay_and_the_rest_moves(tmp_path):
     loop.audit(job("frozen"), tmp_path)
     data = images.load_images("synthetic")
     net = loop.load_net(loop.folder_of(job("frozen"), tmp_path), job("frozen"), data)
-    start = loop.build_net("resmlp", data.shape, data.classes, 42, Sizes(width=16, depth=1))
+    start = build_net("resmlp", data.shape, data.classes, 42, Sizes(width=16, depth=1))
     same = {name: torch.equal(value, start.state_dict()[name]) for name, value in net.state_dict().items()}
     assert same == {name: name.startswith("blocks.") for name in same}
 
