@@ -63,6 +63,15 @@ def test_tables_name_the_thresholds_and_print_the_evidence(invoke):
     assert max(len(line) for line in out.splitlines() if line.startswith(" ")) <= 200
 
 
+def test_where_an_early_stop_would_have_ended_the_run_is_a_table_of_its_own(invoke):
+    code, out, err = invoke("audit", "run", *SMALL, "--no-baseline")
+    assert (code, "Early stop (" in out) == (0, False), err
+    code, out, err = invoke("audit", "report", "--tau-growth", "0.5")
+    assert code == 0, err
+    (line,) = [line for line in out[out.index("Early stop (") :].splitlines() if line.startswith(" resmlp dfa")][:1]
+    assert line.split()[3] == "1"
+
+
 @pytest.mark.parametrize(
     ("command", "words"), [("run", "--tau-floor"), ("report", "Trains nothing"), ("check", "RUN|ADAPTER"), ("campaign", "--seeds")]
 )
@@ -76,6 +85,8 @@ def test_each_command_has_its_own_help(invoke, command, words):
 REFUSALS = [
     (["run", "--arch", "rnn"], "no architecture named 'rnn'; there are: resmlp, vit, student, bncnn"),
     (["run", "--method", "hebb"], "no training method named 'hebb'; there are: bp, fa, dfa, ep, frozen"),
+    (["run", "--arch", "wall", "--data", "synthetic"], "architecture wall does not read synthetic"),
+    (["run", "--arch", "wall", "--method", "ep"], "ep does not settle on wall"),
     (["run", "--data", "mnist"], "no data named 'mnist'; there are: digits"),
     (["run", "--stop-on", "boredom"], "--stop-on 'boredom' is none of degenerate"),
     (["run", "--option", "beta"], "--option 'beta' is no key=value, such as beta=0.01"),

@@ -14,6 +14,9 @@ ATTACK = "</script><img src=x onerror=window.pwned=1>"
 MANIFEST = {"command": "wallprobe audit run", "config": {}, "created": "2026-01-02T03:04:05+00:00", "subject": ATTACK, "run": "r"}
 
 
+TABLES = ["The audit", "The cosine", "First firing epochs", "Early stop", "The first epochs"]
+
+
 def audited(arch="resmlp", method="dfa", seed=42, *, depth=4, flips=True, name="digits"):
     """Seven epochs whose state grows tenfold each; the clamped cosine flips at the end."""
     epochs, layers = 7, depth + 1
@@ -38,7 +41,7 @@ def test_one_run_has_every_figure_and_table_and_the_flip_in_a_title():
     page = exhibit(audited())
     titles = [section.title for section in page.sections]
     assert [type(section) for section in page.sections].count(Figure) == 4
-    assert [type(section) for section in page.sections].count(Table) == 3
+    assert [section.title for section in page.sections if isinstance(section, Table)] == TABLES
     assert "ResMLP dfa @42: at h_4 the usual cosine has the wrong sign at 1 of 7 moments" in titles
     assert "must not be reported" in page.note
     assert page.title.startswith("resmlp dfa on digits, seed 42: DEGENERATE (unit collapse: LN Jacobian)")
@@ -67,6 +70,16 @@ def test_several_runs_of_several_depths_stand_side_by_side():
     growth = next(section for section in page.sections if getattr(section, "caption", "").endswith("worst verdicts first."))
     assert growth.title.startswith("ResMLP dfa @1: the weights of block ")
     assert [len(frame.panels[0].spec["data"]) for frame in growth.frames] == [4, 4, 2]
+
+
+def test_the_early_stop_and_the_exact_answer_are_told_where_there_is_one():
+    page = exhibit(audited())
+    (stop,) = [section for section in page.sections if section.title == "Early stop"]
+    assert stop.rows == [["ResMLP dfa @42", 6, 0.3, 0.3, 6]]  # (b) from epoch 5 on, one more for patience
+    told = audited("wall")
+    told.summary.update(mae_supervised=0.5, mae_beyond=2.0)
+    (table,) = [section for section in exhibit(told).sections if section.title == "Distance from the exact answer"]
+    assert table.rows == [["HookedTransformer dfa @42", 0.5, 2.0, 4.0, 0.3]]
 
 
 def test_pages_escape_what_results_say_and_an_odd_one_still_gets_its_table(tmp_path):

@@ -116,7 +116,7 @@ def test_the_shared_cache_reads_every_state(arch):
     torch.testing.assert_close(loaded.model(x), net(x))
 
 
-@pytest.mark.parametrize("method", ["bp", "dfa"])
+@pytest.mark.parametrize("method", ["bp", "dfa", "fa"])
 def test_a_run_of_the_wall_is_held_to_its_own_gradient(method):
     """c0 at its end and at its initialisation, on the supervised prefix; the reference against HookedTransformer's own loss."""
     from wallprobe.training.audit.quantities import reference
@@ -124,7 +124,7 @@ def test_a_run_of_the_wall_is_held_to_its_own_gradient(method):
 
     subject = load_subject("c0", method=method)
     x, y = subject.x[:16], subject.y[:16]
-    states, grads, _ = reference(subject.net, Batch(x, y))
+    seen = reference(subject.net, Batch(x, y))
     model = models.load("c0").model
     captured = {}
 
@@ -134,8 +134,8 @@ def test_a_run_of_the_wall_is_held_to_its_own_gradient(method):
     logits = model.run_with_hooks(x, fwd_hooks=[("blocks.5.hook_resid_post", keep)])
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
     (grad,) = torch.autograd.grad(loss, captured["h"])
-    torch.testing.assert_close(states[-1], captured["h"].detach(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(grads[-1], grad, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(seen.states[-1], captured["h"].detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen.grads[-1], grad, rtol=1e-3, atol=1e-6)
     record = check(subject, lens=QUICK).summary
     assert record["first_firing_b"] is None
     if method == "bp":

@@ -13,8 +13,9 @@ from wallprobe.training.audit import campaign, loop
 from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import make_job
 from wallprobe.training.audit.quantities import Lens
+from wallprobe.training.audit.record import judged
 from wallprobe.training.loop import own
-from wallprobe.training.nets import Sizes
+from wallprobe.training.nets import Sizes, build_net
 
 QUICK = Lens(samples=32, nulls=4, nudge_samples=8, directions=2)
 
@@ -49,7 +50,7 @@ def test_frozen_blocks_stay_and_the_rest_moves(tmp_path):
     loop.audit(job("frozen"), tmp_path)
     data = images.load_images("synthetic")
     net = loop.load_net(loop.folder_of(job("frozen"), tmp_path), job("frozen"), data)
-    start = loop.build_net("resmlp", data.shape, data.classes, 42, Sizes(width=16, depth=1))
+    start = build_net("resmlp", data.shape, data.classes, 42, Sizes(width=16, depth=1))
     same = {name: torch.equal(value, start.state_dict()[name]) for name, value in net.state_dict().items()}
     assert same == {name: name.startswith("blocks.") for name in same}
 
@@ -68,6 +69,11 @@ def test_an_early_stop_saves_epochs_and_says_so(tmp_path):
     assert found.summary["stopped_early"]
     assert found.summary["epochs_saved"] == 5
     assert "Stopped with 5 epochs saved" in found.summary["finding"]
+    assert judged(found, limits).summary["stop_epoch"] == 1
+    whole = loop.audit(job(epochs=6), tmp_path)
+    told = judged(whole, limits).summary  # the same training to its end says what the stop would have cost
+    assert (told["stop_epoch"], told["accuracy_at_stop"]) == (1, found.summary["accuracy"])
+    assert judged(whole, Thresholds()).summary["stop_epoch"] is None
 
 
 def test_a_loss_that_ceases_to_be_finite_ends_the_run_and_is_recorded(tmp_path):
@@ -179,6 +185,7 @@ def test_data_that_cannot_be_had_say_how_to_get_them(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     monkeypatch.setattr(images, "DEBIAN", images.Path("nowhere"))
+    monkeypatch.delenv("WALLPROBE_DATA", raising=False)
     with pytest.raises(ConfigError, match=r"data 'cifar10' cannot be had .*no network for uoft-cs/cifar10.*use --data digits"):
         images.load_images("cifar10")
     with pytest.raises(ConfigError, match="install Debian's dataset-fashion-mnist"):
@@ -196,6 +203,21 @@ def test_cifar_through_datasets_has_its_channels_first(monkeypatch):
     raw = np.asarray(part["img"][3], dtype=np.float32)
     expected = (raw[5, 7, 2] - np.mean(part["img"])) / np.std(part["img"])
     assert float(data.train_x[3, 2, 5, 7]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_cifar_of_the_hubs_own_features_is_decoded(monkeypatch):
+    """Encoded pictures and class labels, as the hub's data set has them, in a real DatasetDict."""
+    import datasets
+
+    draws = np.random.default_rng(1)
+    pictures = draws.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    part = datasets.Dataset.from_dict({"img": list(pictures), "label": list(range(10))}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda repository: datasets.DatasetDict({"train": part, "test": part}))
+    data = images.load_images("cifar10")
+    assert (data.shape, data.classes, data.train_y.tolist()) == ((3, 32, 32), 10, list(range(10)))
+    back = data.train_x * float(pictures.std()) + float(pictures.mean())
+    torch.testing.assert_close(back.round().to(torch.uint8), torch.from_numpy(pictures).permute(0, 3, 1, 2), rtol=0, atol=0)
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_told_apart():

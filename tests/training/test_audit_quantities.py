@@ -13,9 +13,9 @@ from wallprobe.errors import ConfigError
 from wallprobe.tasks.images import load_images
 from wallprobe.training import feedback
 from wallprobe.training.audit.diagnostics import Baseline, Series, Thresholds, diagnose, fires, should_stop, slope
-from wallprobe.training.audit.quantities import LAYERED, Lens, clamped_cosine, exact_cosine, observe
+from wallprobe.training.audit.quantities import LAYERED, Lens, clamped_cosine, exact_cosine, observe, reference
 from wallprobe.training.estimators import Batch
-from wallprobe.training.nets import Sizes, build_net
+from wallprobe.training.nets import BatchNorm, Sizes, build_net
 
 DIGITS = load_images("digits")
 BATCH = Batch(DIGITS.test_x[:64], DIGITS.test_y[:64])
@@ -204,3 +204,34 @@ def test_the_early_stop_waits_for_its_patience():
     held = [should_stop(series(g_norm=floored["g_norm"][:length]), Thresholds()) for length in range(1, 6)]
     assert held == [False, False, False, False, True]
     assert should_stop(series(g_norm=floored["g_norm"][:2]), Thresholds(patience=0))
+
+
+@pytest.mark.parametrize("arch", ["resmlp", "vit", "bncnn"])
+def test_what_follows_from_the_states_is_what_a_pass_of_its_own_gives(arch):
+    """`credits_from` against `credits`, and a last block's first token against the whole block."""
+    net = build_net(arch, DIGITS.shape, 10, 0, Sizes(depth=2)).eval()
+    seen = reference(net, BATCH)
+    for name in ("bp", "dfa"):
+        estimator = getattr(feedback, name)(net, 3)
+        for quick, own in zip(estimator.credits_from(net, BATCH, seen), estimator.credits(net, BATCH), strict=True):
+            torch.testing.assert_close(quick, own, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(net(BATCH.x), net.readout(net.states(BATCH.x)[-1]), rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_with_channels_last_is_torchs_own_in_double_precision():
+    draws = torch.Generator().manual_seed(0)
+    x = (torch.randn(16, 3, 12, 12, generator=draws) * 5 + 20).contiguous(memory_format=torch.channels_last)
+    weights = torch.randn(x.shape, generator=draws)
+    ours, theirs = BatchNorm(3), torch.nn.BatchNorm2d(3).double()
+    grads = []
+    for norm, maps in ((ours, x), (theirs, x.double().contiguous())):
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([0.5, -2.0, 1.5]))
+        leaf = maps.clone().requires_grad_(True)
+        out = norm(leaf)
+        grads.append([out.detach(), *torch.autograd.grad((out * weights).sum(), (leaf, norm.weight, norm.bias))])
+    for mine, other in zip(*grads, strict=True):
+        torch.testing.assert_close(mine.double(), other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.running_mean.double(), theirs.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.running_var.double(), theirs.running_var, rtol=1e-5, atol=1e-6)
+    assert ours.num_batches_tracked == theirs.num_batches_tracked == 1

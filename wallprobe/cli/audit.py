@@ -51,10 +51,12 @@ def group(only: str | None = None) -> typer.Typer:
 
 
 def run(
-    arch: Annotated[str, typer.Option(help="resmlp, vit, student, bncnn; several with commas, or all.")] = "resmlp",
+    arch: Annotated[
+        str, typer.Option(help="resmlp, vit, student, bncnn; several with commas, or all; wall: a HookedTransformer.")
+    ] = "resmlp",
     method: Annotated[str, typer.Option(help="bp, fa, dfa, ep, frozen, or a plugin's; several with commas.")] = "dfa",
     seeds: Annotated[str, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = "1",
-    data: Annotated[str, typer.Option(help="digits (embedded), fashion_mnist, cifar10 or synthetic.")] = "digits",
+    data: Annotated[str, typer.Option(help="digits (embedded), fashion_mnist, cifar10, synthetic; of wall, its task.")] = "digits",
     epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default="the data's usual", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step.", show_default="the data's usual", min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate.", show_default="the data's usual")] = None,
@@ -65,6 +67,7 @@ def run(
     terminal_ln: Annotated[bool, typer.Option("--terminal-ln/--no-terminal-ln", help="Layer norm before the head.")] = True,
     width: Annotated[int | None, typer.Option(help="Width of the states.", show_default="the architecture's", min=1)] = None,
     depth: Annotated[int | None, typer.Option(help="Blocks.", show_default="the architecture's", min=1)] = None,
+    heads: Annotated[int, typer.Option(help="Attention heads of vit and wall.", min=1)] = 4,
     mlp_ratio: Annotated[int | None, typer.Option(help="Hidden over width.", show_default="resmlp 1, vit 4", min=1)] = None,
     patch: Annotated[int | None, typer.Option(help="Side of ViT-Mini's patches.", show_default="4; 2 on digits", min=1)] = None,
     broadcast: Annotated[str, typer.Option(help="A credit reaches all tokens or the class token (cls).")] = "all",
@@ -92,7 +95,7 @@ def run(
     from wallprobe.training.sweep import parse_seeds
 
     limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, patience)
-    sizes = Sizes(width, depth, mlp_ratio, patch, terminal_ln=terminal_ln, broadcast=broadcast)
+    sizes = Sizes(width, depth, mlp_ratio, patch, heads, terminal_ln=terminal_ln, broadcast=broadcast)
     given: dict[str, Any] = {"epochs": epochs, "batch": batch, "lr": lr, "label_noise": label_noise, "samples": samples}
     given |= {"penalty": norm_penalty, "sizes": sizes, "options": _options(option or []), "stop": stop_on}
     given |= {"thresholds": limits} if stop_on else {}
@@ -135,7 +138,7 @@ def check(
     source: Annotated[
         str, typer.Argument(help="module:function or file.py:function of your adapter, an audit run, or a run (c0).", metavar="RUN|ADAPTER")
     ],
-    method: Annotated[str | None, typer.Option(help="Whose credits, for a run such as c0: dfa or bp.", show_default="dfa")] = None,
+    method: Annotated[str | None, typer.Option(help="Whose credits, for a run such as c0: dfa, fa or bp.", show_default="dfa")] = None,
     samples: Annotated[int, typer.Option(help="Samples to look at.", min=2)] = 1024,
     inflation: Inflation = 100.0,
     growth: Growth = "block_ratio",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 COLORS = {"SOUND": "green", "NO_DEEP_CREDIT": "yellow", "INFLATED": "yellow", "DEGENERATE": "red"}
 SIGNS = {"a": "(a)", "a_prime": "(a′)", "b": "(b)", "b_prime": "(b′)", "d": "(d)", "e": "(e)", "f": "(f)"}
 SHORT = {verdict: verdict.replace("_", " ").lower() for verdict in COLORS}
+RUN_WIDTH = 23  # of the column of runs, folded where settings are told
 FEW = 3  # runs whose evidence is printed in full
 REPLAY = 4  # last epoch of the temporal replay
 
@@ -24,6 +25,9 @@ def show(judged: "Sequence[Result]", whole: "Result") -> None:
     out.print(_main(judged))
     out.print(_cosines(judged))
     out.print(_firings(judged))
+    for table in (_stops(judged), _exact(judged)):
+        if table is not None:
+            out.print(table)
     out.print(_replay(judged))
     for result in judged[:FEW] if len(judged) <= FEW else []:
         out.print(f"[bold]{escape(str(result.data['run'].values[0]))}[/bold]")
@@ -118,14 +122,53 @@ def _cosines(judged: "Sequence[Result]") -> Any:
     return table
 
 
+def _named(judged: "Sequence[Result]") -> "list[str]":
+    """Each run's name, with the settings that set it apart from others of its kind."""
+    from wallprobe.training.audit.record import variants
+
+    names = (str(result.data["run"].values[0]) for result in judged)
+    return [f"{name}, {variant}" if variant else name for name, variant in zip(names, variants(judged), strict=True)]
+
+
+def _runs_table(title: str, columns: Sequence[str]) -> Any:
+    """A table whose lines are runs: their names fold where settings make them long."""
+    table = _table(title, ("run", *columns))
+    table.columns[0].no_wrap, table.columns[0].min_width, table.columns[0].max_width = False, RUN_WIDTH, RUN_WIDTH
+    return table
+
+
 def _firings(judged: "Sequence[Result]") -> Any:
     """T2: first firing epochs, a line a run."""
-    table = _table("First epoch at which each diagnostic fires", ("run", *SIGNS.values(), "verdict"))
-    for result in judged:
+    table = _runs_table("First epoch at which each diagnostic fires", (*SIGNS.values(), "verdict"))
+    for name, result in zip(_named(judged), judged, strict=True):
         record = result.summary
-        epochs = (figure(record[f"first_firing_{name}"]) for name in SIGNS)
+        epochs = (figure(record[f"first_firing_{sign}"]) for sign in SIGNS)
         verdict = record["verdict"]
-        table.add_row(str(result.data["run"].values[0]), *epochs, f"[{COLORS[verdict]}]{SHORT[verdict]}[/{COLORS[verdict]}]")
+        table.add_row(name, *epochs, f"[{COLORS[verdict]}]{SHORT[verdict]}[/{COLORS[verdict]}]")
+    return table
+
+
+def _stops(judged: "Sequence[Result]") -> Any:
+    """Where an early stop ends a run, or would have, and what the rest of the budget bought; None if nowhere."""
+    stopped = [(name, one.summary) for name, one in zip(_named(judged), judged, strict=True) if one.summary["stop_epoch"] is not None]
+    if not stopped:
+        return None
+    table = _runs_table("Early stop (--stop-on degenerate)", ("at epoch", "acc then", "acc at the end", "last epoch"))
+    for name, record in stopped:
+        cells = (record[key] for key in ("stop_epoch", "accuracy_at_stop", "accuracy", "epochs"))
+        table.add_row(name, *map(figure, cells))
+    return table
+
+
+def _exact(judged: "Sequence[Result]") -> Any:
+    """Of the wall's task, how far the model's entropy is from the exact answer's: supervised, and one position later; None of others."""
+    seen = [(name, one.summary) for name, one in zip(_named(judged), judged, strict=True) if one.summary["mae_supervised"] is not None]
+    if not seen:
+        return None
+    table = _runs_table("Distance from the exact Bayesian answer, bits of entropy", ("supervised", "one later", "ratio", "next-token acc"))
+    for name, record in seen:
+        near, far = record["mae_supervised"], record["mae_beyond"]
+        table.add_row(name, figure(near), figure(far), figure(far / near), figure(record["accuracy"]))
     return table
 
 

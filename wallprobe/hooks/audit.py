@@ -24,14 +24,13 @@ from wallprobe.errors import InstrumentError, UnknownNameError
 from wallprobe.manifest import Stopwatch, provenance
 from wallprobe.results import Result
 from wallprobe.storage import read_json
-from wallprobe.tasks.images import load_images
 from wallprobe.training.audit.campaign import job_from
 from wallprobe.training.audit.diagnostics import Series, Thresholds
 from wallprobe.training.audit.loop import FOLDER, load_net, series
 from wallprobe.training.audit.quantities import Lens, observe
 from wallprobe.training.audit.record import Described, judged, make_result
 from wallprobe.training.estimators import Batch, CreditEstimator, make_estimator
-from wallprobe.training.nets import Net, build_net
+from wallprobe.training.nets import Net
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,8 @@ def _from_run(name: str, root: Path | None) -> Subject:
         raise UnknownNameError(f"{what}; there are: {listed}. For a model of your own give module:function")
     path = folder / found[0]
     job = job_from(read_json(path / runs.MANIFEST)["config"])
-    images = load_images(job.data)
-    net = load_net(path, job, images)
-    start = build_net(job.arch, images.shape, images.classes, job.seed, job.sizes)
+    images = job.load()
+    net, start = load_net(path, job, images), job.build(images)
     estimator = make_estimator(job.method, net, job.seed, **dict(job.options))
     few = slice(job.lens.samples)
     assert isinstance(estimator, CreditEstimator)

@@ -61,6 +61,29 @@ class CreditEstimator(Estimator, Protocol):
         """a_0..a_L, each in its state's shape, of the summed loss (per sample, not divided by the batch)."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What an audit knows of a batch before it asks for credits.
+
+    Attributes:
+        states: h_0..h_L, detached.
+        grads: derivatives of the summed loss by them.
+        logits: detached.
+    """
+
+    states: list[Tensor]
+    grads: list[Tensor]
+    logits: Tensor
+
+
+@runtime_checkable
+class QuickCredits(Protocol):
+    """An estimator whose credits follow from what an audit has at hand, without another pass through the model."""
+
+    def credits_from(self, model: Any, batch: Batch, seen: Seen) -> list[Tensor]:
+        """The same as `credits`."""
+
+
 Maker = Callable[..., Estimator]
 
 

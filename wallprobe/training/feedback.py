@@ -5,6 +5,7 @@ gradient of <h_{l+1}, e_T B^T> with its input detached. Feedback is drawn once, 
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from wallprobe.equilibrium import Equilibrium
 from wallprobe.errors import ConfigError
 from wallprobe.rng import derive_seed, generator
-from wallprobe.training import decoders
-from wallprobe.training.estimators import Batch, CreditEstimator, Estimator, GradResult, Maker
+from wallprobe.training import decoders, transport
+from wallprobe.training.estimators import Batch, CreditEstimator, Estimator, GradResult, Maker, Seen
 from wallprobe.training.nets import Net
 
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
@@ -70,7 +71,7 @@ def fa(model: nn.Module, seed: int, *, penalty: float = 0.0, fa_ln: str = "skip"
     if fa_ln not in ("skip", "true"):
         raise ConfigError(f"fa_ln '{fa_ln}' is none of skip, true")
     if not isinstance(model, Net):
-        raise ConfigError("feedback alignment knows no transport through attention; use bp or dfa")
+        raise ConfigError("feedback alignment knows no transport through this model; use bp or dfa, or `audit run --arch wall`")
     return Sequential(feedback_matrices(model, seed)[-1], random_weights(model, seed), penalty, skip_ln=fa_ln == "skip")
 
 
@@ -82,11 +83,15 @@ def feedback_matrices(model: Net, seed: int) -> list[Tensor]:
     ]
 
 
-def random_weights(model: Net, seed: int) -> dict[str, Tensor]:
-    """For every linear layer and convolution of embedding and blocks another weight, drawn as torch draws the layer's own."""
-    found: dict[str, Tensor] = {}
+def random_weights(model: Net, seed: int) -> dict[str, Any]:
+    """For every linear layer and convolution of embedding and blocks another weight, drawn as torch draws the layer's own; for a
+    HookedTransformer's block, one for each of its six matrices."""
+    found: dict[str, Any] = {}
     for name, module in model.named_modules():
-        if name.startswith("readout"):
+        if name.startswith("readout") or name.startswith(tuple(f"{block}." for block in found)):
+            continue
+        if transport.is_block(module):
+            found[name] = transport.random_block(module, seed, name)
             continue
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             bound = 1 / math.sqrt(module.weight[0].numel())
@@ -137,8 +142,8 @@ class Backpropagation:
 
     def __call__(self, model: Net, batch: Batch) -> GradResult:
         """Gradients of the mean loss."""
-        states = model.states(batch.x)
-        loss = model.losses(model.readout(states[-1]), batch.y).mean()
+        states = model.states(batch.x) if self.penalty else []
+        loss = model.losses(model.readout(states[-1]) if states else model(batch.x), batch.y).mean()
         only = model.outer() if self.outer_only else None
         return GradResult(named_grads(model, penalised(loss, states, self.penalty), only), loss.detach())
 
@@ -148,6 +153,10 @@ class Backpropagation:
         if not states[0].requires_grad:
             states = _from_leaf(model, states[0])
         return list(torch.autograd.grad(model.losses(model.readout(states[-1]), batch.y).sum(), states))
+
+    def credits_from(self, model: Net, batch: Batch, seen: Seen) -> list[Tensor]:
+        """The reference is the credit."""
+        return seen.grads
 
 
 def _from_leaf(model: Net, h: Tensor) -> list[Tensor]:
@@ -184,8 +193,12 @@ class Direct:
         """e B_l^T, spread over the state."""
         with torch.no_grad():
             states = model.states(batch.x)
-            error = model.error(model.readout(states[-1]), batch.y)
-            return [model.spread(error @ weights.to(error).T, h) for weights, h in zip(self.feedback, states, strict=True)]
+            return self.credits_from(model, batch, Seen(states, [], model.readout(states[-1])))
+
+    def credits_from(self, model: Net, batch: Batch, seen: Seen) -> list[Tensor]:
+        """The same from states and logits that are there."""
+        error = model.error(seen.logits, batch.y)
+        return [model.spread(error @ weights.to(error).T, h) for weights, h in zip(self.feedback, seen.states, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -193,7 +206,7 @@ class Sequential:
     """Feedback alignment: e B_L^T at the top, then backwards through random weights."""
 
     top: Tensor
-    weights: dict[str, Tensor]
+    weights: dict[str, Any]
     penalty: float = 0.0
     skip_ln: bool = True
 
@@ -209,21 +222,36 @@ class Sequential:
 
     def credits(self, model: Net, batch: Batch) -> list[Tensor]:
         """The transported credits."""
-        with rewired(model, self.weights, self.skip_ln):
-            states = model.states(batch.x)
-            if not states[0].requires_grad:
-                states = _from_leaf(model, states[0])
+        with rewired(model, self.weights, self.skip_ln), still(model):
+            with torch.no_grad():
+                first = model.embed(batch.x)
+            states = _from_leaf(model, first)
         error = model.error(model.readout(states[-1]).detach(), batch.y)
         return list(torch.autograd.grad(inner(states[-1], model.spread(error @ self.top.to(error).T, states[-1])), states))
 
 
 @contextlib.contextmanager
-def rewired(model: nn.Module, weights: Mapping[str, Tensor], skip_ln: bool) -> Iterator[None]:
+def still(model: nn.Module) -> Iterator[None]:
+    """While the block runs, no parameter wants a gradient: a graph built in it has none of the work that theirs would take."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def rewired(model: nn.Module, weights: Mapping[str, Any], skip_ln: bool) -> Iterator[None]:
     """While the block runs, a forward pass of the model builds a graph whose backward pass uses these weights instead of its own."""
     changed: list[nn.Module] = []
     try:
         for name, module in model.named_modules():
-            if name in weights:
+            if isinstance(weights.get(name), Mapping):
+                module.__dict__["forward"] = functools.partial(transport.through, module, other=weights[name], skip_ln=skip_ln)
+            elif name in weights:
                 _replace(module, weights[name])
             elif skip_ln and isinstance(module, nn.LayerNorm) and not name.startswith("readout"):
                 _pass_by(module)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +64,9 @@ class Net(nn.Module):
         return found
 
     def after(self, place: int, state: Tensor) -> Tensor:
-        """Logits from h_place."""
-        for block in list(self.blocks)[place:]:
-            state = block(state)
+        """Logits from h_place. Of a last block that knows how, only what the readout reads is computed."""
+        for number, block in enumerate(list(self.blocks)[place:], place + 1):
+            state = block.first(state) if number == self.depth and isinstance(block, TokenBlock) else block(state)
         logits: Tensor = self.readout(state)
         return logits
 
@@ -136,6 +137,28 @@ class AttentionBlock(nn.Module):
         added: Tensor = h + self.out(mixed)
         return added
 
+    def first(self, h: Tensor) -> Tensor:
+        """The next state's first token, as a row of one: its query meets every key, the other queries are left out."""
+        batch, tokens, width = h.shape
+        normed = self.ln(h)
+        weights, biases = self.qkv.weight, self.qkv.bias
+        query = F.linear(normed[:, :1], weights[:width], biases[:width]).view(batch, 1, self.heads, -1).transpose(1, 2)
+        both = F.linear(normed, weights[width:], biases[width:])
+        key, value = both.view(batch, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, 1, width)
+        added: Tensor = h[:, :1] + self.out(mixed)
+        return added
+
+
+class TokenBlock(nn.Sequential):
+    """Attention, then an MLP: two pieces that a local rule trains apart."""
+
+    def first(self, h: Tensor) -> Tensor:
+        """The next state's first token, as a row of one: all that a readout of the class token reads of the last block."""
+        attention: Any = self[0]
+        token: Tensor = self[1](attention.first(h))
+        return token
+
 
 class Patches(nn.Module):
     """A picture, padded to whole patches (28 to 32), as embedded patches behind a learned class token."""
@@ -173,17 +196,86 @@ class Readout(nn.Module):
         return logits
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm of maps whose channels lie last in memory, in training by the two-pass formulas on a matrix [pixel, channel].
+
+    torch's own adds a channel's hundred thousand pixels up one after the other in that layout: normalised maps were measured to be off
+    by 1e-3, gradients by 1e-2.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised by the batch while training, by the running figures at rest."""
+        if not self.training or not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        function: Any = _Normalise
+        out, mean, variance = function.apply(x, self.weight, self.bias, self.eps)
+        pixels, running = x.numel() // x.shape[1], self.momentum or 0.1
+        unbiased = variance * (pixels / max(1, pixels - 1))
+        for kept, now in ((self.running_mean, mean), (self.running_var, unbiased)):
+            if kept is not None:
+                kept.lerp_(now, running)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        normed: Tensor = out
+        return normed
+
+
+class _Normalise(torch.autograd.Function):
+    """Batch norm of a map [batch, channel, height, width] with channels last in memory; also its mean and (biased) variance."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        rows = _pixels(x)
+        mean = rows.mean(0)
+        centred = rows - mean
+        variance = (centred * centred).mean(0)
+        scale = (variance + eps).rsqrt()
+        ctx.save_for_backward(centred, scale, weight)
+        ctx.mark_non_differentiable(mean, variance)
+        return _maps(torch.addcmul(bias, centred, weight * scale), x.shape), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        centred, scale, weight = ctx.saved_tensors
+        rows = _pixels(given[0])
+        total, along = rows.sum(0), (rows * centred).sum(0)
+        if not ctx.needs_input_grad[0]:
+            return None, along * scale, total, None
+        gain = weight * scale
+        back = torch.addcmul(-gain * total / len(rows), rows, gain)
+        back.addcmul_(centred, -gain * scale * scale * along / len(rows))
+        return _maps(back, given[0].shape), along * scale, total, None
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """A map as [pixel, channel]; a view where channels lie last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _maps(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The map again, channels last in memory."""
+    return rows.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+
+
 class ConvBlock(nn.Module):
-    """3 x 3 convolution, batch norm, ReLU, max-pooling by 2 where there are two pixels to pool."""
+    """3 x 3 convolution, batch norm, ReLU, max-pooling by 2 where there are two pixels to pool.
+
+    Channels lie last in memory, which pooling takes a tenth of the time for; pooling comes before the ReLU, which changes no value.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.conv, self.norm = nn.Conv2d(channels, width, 3, padding=1), BatchNorm(width)
 
     def forward(self, h: Tensor) -> Tensor:
         """The next state."""
-        out = F.relu(self.norm(self.conv(h)))
-        return F.max_pool2d(out, 2) if min(out.shape[2:]) > 1 else out
+        out = self.norm(self.conv(channels_last(h)))
+        return F.relu(F.max_pool2d(out, 2) if min(out.shape[2:]) > 1 else out)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The map with channels last in memory, also where there is one channel and torch would call any layout that."""
+    return x if x.stride(1) == 1 and x.shape[1] > 1 else x.clone(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -222,7 +314,7 @@ def _vit(shape: tuple[int, int, int], classes: int, sizes: Sizes) -> Net:
     width, depth = sizes.width or 128, sizes.depth or 4
     patch = sizes.patch or (4 if shape[1] >= 16 else 2)
     blocks: list[nn.Module] = [
-        nn.Sequential(AttentionBlock(width, sizes.heads), MLPBlock(width, width * (sizes.mlp_ratio or 4))) for _ in range(depth)
+        TokenBlock(AttentionBlock(width, sizes.heads), MLPBlock(width, width * (sizes.mlp_ratio or 4))) for _ in range(depth)
     ]
     readout = Readout(width, classes, norm=sizes.terminal_ln)
     return Net(Patches(shape, patch, width), blocks, readout, (width,) * (depth + 1), classes, sizes.broadcast)
@@ -284,7 +376,7 @@ def build_net(arch: str, shape: tuple[int, int, int], classes: int, seed: int, s
 
 
 def matrices(module: nn.Module) -> Iterator[Tensor]:
-    """The weight matrices of a block (of a convolution, output channels by the rest), in order."""
-    for parameter in module.parameters():
-        if parameter.ndim >= 2:
+    """The weight matrices of a block (of a convolution, output channels by the rest), in order; biases by head are none."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim >= 2 and not name.rpartition(".")[2].startswith("b_"):
             yield parameter.flatten(1)

@@ -20,7 +20,7 @@ METHODS = {
 }
 OTHER = ("@series-4", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-NAMES = {"resmlp": "ResMLP", "vit": "ViT-Mini", "student": "StudentNet", "bncnn": "BN-CNN"}
+NAMES = {"resmlp": "ResMLP", "vit": "ViT-Mini", "student": "StudentNet", "bncnn": "BN-CNN", "wall": "HookedTransformer"}
 FIRST = {"a": "(a)", "a_prime": "(a′)", "b": "(b)", "b_prime": "(b′)", "d": "(d)", "e": "(e)", "f": "(f)"}
 VERDICTS = {"SOUND": 0, "NO_DEEP_CREDIT": 1, "INFLATED": 2, "DEGENERATE": 3}
 HEROES = 6  # panels of the clamped-against-exact figure
@@ -34,11 +34,14 @@ def exhibit(result: Result) -> Exhibit:
     rows = [_Run(result, place) for place in range(data.sizes["run"])]
     sections: list[Figure | Table] = [
         _main(rows),
+        _cosines(rows),
         _hero(rows),
         _temporal(rows),
         _loglog(rows),
         _growth(rows),
         _firings(rows),
+        *_stops(rows),
+        *_exact(rows),
         _replay(rows),
     ]
     worst = max(rows, key=lambda row: (VERDICTS.get(row.record["verdict"], 0), row.name))
@@ -133,25 +136,61 @@ def _groups(rows: list[_Run]) -> dict[str, list[_Run]]:
     return groups
 
 
+def _worst(group: list[_Run]) -> str:
+    return str(max((row.record["verdict"] for row in group), key=lambda name: VERDICTS.get(name, 0)))
+
+
 def _main(rows: list[_Run]) -> Table:
-    """T1."""
-    columns = ("run", "verdict", "seeds", "accuracy", "− frozen", "|h_L|", "|g_L|", "× |h||g|", "Γ clamped", "Γ exact")
+    """T1, norms and accuracy."""
+    columns = ("run", "verdict", "seeds", "acc.", "− frozen", "|h_L|", "|g_L|")
     cells = []
     for kind, group in _groups(rows).items():
-        records = [row.record for row in group]
-        norms = (_mean([record[key] for record in records], geometric=True) for key in ("h_norm", "g_norm", "elasticity_ratio"))
-        means = {
-            key: _mean([record[key] for record in records]) for key in ("accuracy", "accuracy_minus_frozen", "gamma_clamped", "gamma_exact")
-        }
-        verdict = max((record["verdict"] for record in records), key=lambda name: VERDICTS.get(name, 0))
-        row: list[Any] = [kind, verdict.replace("_", " ").lower(), len(group)]
-        row += [means["accuracy"], means["accuracy_minus_frozen"], *norms]
-        cells.append([*row, means["gamma_clamped"], means["gamma_exact"]])
-    caption = (
-        "At the last epoch; means over seeds, of norms geometric ones. A verdict is the worst over seeds. "
-        "× |h||g|: their product over its initial value. Γ: cosine of credit and gradient at h_L, clamped as usual and exact."
-    )
+        means = [_mean([row.record[key] for row in group]) for key in ("accuracy", "accuracy_minus_frozen")]
+        norms = [_mean([row.record[key] for row in group], geometric=True) for key in ("h_norm", "g_norm")]
+        cells.append([kind, _worst(group).replace("_", " ").lower(), len(group), *means, *norms])
+    caption = "Accuracy (acc.) and norms at the last epoch, means over seeds, of norms geometric ones. A verdict is the worst over seeds."
     return Table("The audit", columns, cells, caption)
+
+
+def _cosines(rows: list[_Run]) -> Table:
+    """T1, cosines and the product of the norms."""
+    columns = ("run", "Γ clamped", "Γ exact", "Γ deep clamped", "Γ deep exact", "< eps", "× |h||g|")
+    keys = ("gamma_clamped", "gamma_exact", "gamma_deep_clamped", "gamma_deep_exact", "below_eps")
+    cells = []
+    for kind, group in _groups(rows).items():
+        means = [_mean([row.record.get(key) for row in group]) for key in keys]
+        cells.append([kind, *means, _mean([row.record["elasticity_ratio"] for row in group], geometric=True)])
+    caption = (
+        "Γ: cosine of credit and gradient, at h_L and (deep) over layers 1..L, clamped as usual and exact; not to be reported clamped "
+        "where a run is degenerate. < eps: share of references shorter than the clamp. × |h||g|: the norms' product over its initial value."
+    )
+    return Table("The cosine", columns, cells, caption)
+
+
+def _stops(rows: list[_Run]) -> list[Table]:
+    """Where an early stop ends a run, or would have; no table if nowhere."""
+    cells = []
+    for row in rows:
+        stop = row.record.get("stop_epoch")
+        if stop is not None:
+            cells.append([row.label, int(stop), row.record["accuracy_at_stop"], row.record["accuracy"], int(row.record["epochs"])])
+    caption = "What --stop-on degenerate does, or would have done: the same seed's training is the same up to there."
+    columns = ("run", "stopped at epoch", "acc. then", "acc. at the end", "last epoch")
+    return [Table("Early stop", columns, cells, caption)] if cells else []
+
+
+def _exact(rows: list[_Run]) -> list[Table]:
+    """Of the wall's task, the distance from the exact answer; no table of others."""
+    cells = []
+    for row in rows:
+        near, far = row.record.get("mae_supervised"), row.record.get("mae_beyond")
+        if near is not None and far is not None:
+            cells.append([row.label, near, far, far / near, row.record["accuracy"]])
+    caption = (
+        "Mean distance of the model's entropy from the exact predictive's in bits, over supervised positions and at the one after them."
+    )
+    columns = ("run", "supervised", "one later", "ratio", "next-token acc.")
+    return [Table("Distance from the exact answer", columns, cells, caption)] if cells else []
 
 
 def _line(row: _Run, y: list[float | None], color: str, dash: str, symbol: str, label: str) -> Spec:
@@ -349,13 +388,18 @@ def _firings(rows: list[_Run]) -> Table:
     for row in rows:
         epochs = [row.record.get(f"first_firing_{name}") for name in FIRST]
         whole = [None if epoch is None else int(epoch) for epoch in epochs]
-        cells.append([row.label, *whole, row.record["verdict"].replace("_", " ").lower(), row.record["cause"] or "–"])
+        cells.append([row.label, *whole, row.record["verdict"].replace("_", " ").lower(), _why(row.record["cause"])])
     caption = (
         "A dash where it never fires. (a) inflation of h_L; (a′) growth within a block; (b) reference below the floor; (b′) clamp bias; "
         "(d) a nudge against the credit helps no more than a random one; (e) cosine within that of random feedback; (f) frozen blocks do "
-        "as well."
+        "as well. Cause: a unit collapse where the state's growth explains a reference below the floor; some samples where only those are."
     )
     return Table("First firing epochs", ("run", *FIRST.values(), "verdict", "cause"), cells, caption)
+
+
+def _why(cause: str | None) -> str:
+    """(c)'s label in a word or two."""
+    return (cause or "–").partition(":")[0] if not (cause or "").startswith("some") else "some samples"
 
 
 def _replay(rows: list[_Run]) -> Table:

@@ -1,5 +1,6 @@
 """Many audits side by side in worker processes, what is stored of them, and the fixed campaign of the ledger."""
 
+import functools
 import multiprocessing
 import os
 import threading
@@ -14,11 +15,13 @@ from wallprobe import runs
 from wallprobe.errors import WallprobeError
 from wallprobe.results import Result, load_result
 from wallprobe.storage import read_json
+from wallprobe.tasks.images import Images, load_images
 from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import AuditJob, make_job
 from wallprobe.training.audit.loop import AUDIT, FOLDER, Progress, at, audit, finished, folder_of
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.audit.record import judged
+from wallprobe.training.audit.wall import ARCH
 from wallprobe.training.nets import Sizes
 from wallprobe.training.sweep import share_cores
 
@@ -163,7 +166,13 @@ def begin() -> None:
 
 def _work(job: AuditJob, root: Path | None, force: bool) -> None:
     # Whoever was killed a moment ago may still hold the lock.
-    audit(job, root, force=force, wait=30.0)
+    audit(job, root, force=force, wait=30.0, images=None if job.arch == ARCH else _images(job.data))
+
+
+@functools.lru_cache(maxsize=1)
+def _images(data: str) -> Images:
+    """A worker's data, read once: reading Fashion-MNIST takes 1.5 s."""
+    return load_images(data)
 
 
 def variant(job: AuditJob, **changes: Any) -> AuditJob:

@@ -169,9 +169,27 @@ def first_epochs(series: Series, fired: Mapping[str, npt.NDArray[np.bool_]]) -> 
 
 def should_stop(series: Series, limits: Thresholds) -> bool:
     """Whether (b) or (a') has held for `patience` further whole epochs."""
-    fired = fires(series, limits)
-    held = (fired["b"] | fired["a_prime"])[series.whole]
+    held = _held(series, limits)
     return len(held) > limits.patience and bool(held[-1 - limits.patience :].all())
+
+
+def _held(series: Series, limits: Thresholds) -> npt.NDArray[np.bool_]:
+    """After which whole epochs (b) or (a') fires."""
+    fired = fires(series, limits)
+    whole: npt.NDArray[np.bool_] = (fired["b"] | fired["a_prime"])[series.whole]
+    return whole
+
+
+def early_stop(series: Series, limits: Thresholds) -> tuple[int, float] | None:
+    """The whole epoch after which an early stop ends the training, or would have ended it, with the accuracy there; None if nowhere.
+
+    A training is decided by its seed, so what a full one shows at that epoch is what a stopped one ends with.
+    """
+    held = _held(series, limits)
+    for place in range(limits.patience, len(held)):
+        if held[place - limits.patience : place + 1].all():
+            return int(series.epochs[series.whole][place]), float(series.accuracy[series.whole][place])
+    return None
 
 
 def diagnose(series: Series, limits: Thresholds, baseline: Baseline | None = None) -> Diagnosis:

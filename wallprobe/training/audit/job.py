@@ -8,13 +8,16 @@ from types import MappingProxyType
 from typing import Any
 
 from wallprobe.errors import ConfigError, UnknownNameError
-from wallprobe.tasks.images import DATA
+from wallprobe.tasks.images import DATA, Images, load_images
+from wallprobe.training.audit import wall
 from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.estimators import makers
-from wallprobe.training.nets import NETS, Sizes
+from wallprobe.training.nets import NETS, Net, Sizes, build_net
 
 STOPS = ("degenerate",)
+USUAL_DATA = "digits"  # of whoever names none; the wall's transformer takes its own task
+PLAIN = (None, None, True, "all")  # sizes that the wall's transformer does not have: mlp_ratio, patch, terminal_ln, broadcast
 EARLY = (50, 100, 200)  # further moments, in optimiser steps
 FULL_TIMES = 6  # about how often a training gets nulls and nudges
 EP_ARCHS = ("resmlp", "student")  # elsewhere, gradient descent on the energy was measured not to settle (cosine to BP 0.05 to 0.9)
@@ -25,6 +28,7 @@ USUAL: Mapping[str, tuple[int, int, float, float]] = MappingProxyType(
         "synthetic": (10, 64, 3e-3, 0.7),
         "fashion_mnist": (6, 128, 3e-3, 0.7),
         "cifar10": (100, 128, 1e-3, 0.0),
+        wall.DATA: (6, 128, 1e-3, 0.0),
     }
 )
 
@@ -34,9 +38,9 @@ class AuditJob:
     """A training to audit.
 
     Attributes:
-        arch: of `nets.NETS`.
+        arch: of `nets.NETS`, or "wall": a HookedTransformer on the wall's task.
         method: of the registered estimators.
-        data: of `images.DATA`.
+        data: of `images.DATA`; of the wall, "recurrence".
         seed: of initialisation, feedback, order and label noise.
         epochs, batch, lr: Adam's, one for all parameters.
         label_noise: share of training labels drawn anew, others every epoch.
@@ -66,9 +70,20 @@ class AuditJob:
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
-        for what, name, known in (("architecture", self.arch, NETS), ("data", self.data, DATA), ("training method", self.method, makers())):
+        archs, data = (*NETS, wall.ARCH), (*DATA, wall.DATA)
+        for what, name, known in (
+            ("architecture", self.arch, archs),
+            ("data", self.data, data),
+            ("training method", self.method, makers()),
+        ):
             if name not in known:
                 raise UnknownNameError(f"no {what} named '{name}'; there are: {', '.join(known)}")
+        if (self.arch == wall.ARCH) != (self.data == wall.DATA):
+            raise ConfigError(
+                f"architecture {self.arch} does not read {self.data}: {wall.ARCH} goes with {wall.DATA}, others with pictures"
+            )
+        if self.arch == wall.ARCH and (self.sizes.mlp_ratio, self.sizes.patch, self.sizes.terminal_ln, self.sizes.broadcast) != PLAIN:
+            raise ConfigError("of the wall's transformer only width, depth and heads are free; leave the other sizes out")
         if self.method == "ep" and self.arch not in EP_ARCHS:
             raise ConfigError(f"ep does not settle on {self.arch}: gradient descent on its energy diverges; give {' or '.join(EP_ARCHS)}")
         if self.stop is not None and self.stop not in STOPS:
@@ -101,6 +116,16 @@ class AuditJob:
         """The baseline: the same with blocks left alone, to the end."""
         return replace(self, method="frozen", options=(), stop=None)
 
+    def load(self) -> Images | wall.Sequences:
+        """What it trains on and is looked at on."""
+        return wall.load_sequences() if self.arch == wall.ARCH else load_images(self.data)
+
+    def build(self, data: Images | wall.Sequences) -> Net:
+        """The network as it is before the first step, decided by seed, architecture and sizes."""
+        if self.arch == wall.ARCH:
+            return wall.build_wall(self.seed, self.sizes)
+        return build_net(self.arch, data.shape, data.classes, self.seed, self.sizes)
+
     def full(self, epoch: int) -> bool:
         """Whether nulls and nudges are taken after this epoch."""
         return epoch in (0, self.epochs) or epoch % max(1, self.epochs // FULL_TIMES) == 0
@@ -112,6 +137,7 @@ def make_job(arch: str, method: str, data: str, seed: int, **given: Any) -> Audi
     Raises:
         UnknownNameError, ConfigError: for what is not there or not accepted.
     """
+    data = wall.DATA if arch == wall.ARCH and data == USUAL_DATA else data
     if data not in USUAL:
         raise UnknownNameError(f"no data named '{data}'; there are: {', '.join(USUAL)}")
     usual = dict(zip(("epochs", "batch", "lr", "label_noise"), USUAL[data], strict=True))

@@ -26,16 +26,17 @@ from wallprobe.manifest import Stopwatch, provenance, source_commit
 from wallprobe.results import Result, load_result
 from wallprobe.rng import generator
 from wallprobe.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
-from wallprobe.tasks.images import Images, load_images
+from wallprobe.tasks.images import Images
 from wallprobe.training.audit.diagnostics import Series, should_stop
 from wallprobe.training.audit.job import EARLY, AuditJob
 from wallprobe.training.audit.quantities import LAYERED, at_rest, observe
+from wallprobe.training.audit.wall import Sequences, distance
 from wallprobe.training.estimators import Batch, CreditEstimator, make_estimator
 from wallprobe.training.loop import CHECKPOINT, own
-from wallprobe.training.nets import Net, build_net
+from wallprobe.training.nets import Net
 
 FOLDER, AUDIT = "audit", "audit"
-EVAL_BATCH = 1000
+EVAL_BATCH = 100  # maps of more leave the cache: half the speed
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Progress:
 class Training:
     """The state of one audited training."""
 
-    def __init__(self, job: AuditJob, folder: Path, images: Images) -> None:
+    def __init__(self, job: AuditJob, folder: Path, images: Images | Sequences) -> None:
         self.job, self.folder = job, folder
         self.images = images
-        self.net = build_net(job.arch, images.shape, images.classes, job.seed, job.sizes)
-        self.start = copy.deepcopy(self.net)
+        self.net = job.build(images)
+        self.start, self.named = copy.deepcopy(self.net), dict(self.net.named_parameters())
         options: dict[str, Any] = dict(job.options) | ({"penalty": job.penalty} if job.penalty else {})
         estimator = make_estimator(job.method, self.net, job.seed, **options)
         if not isinstance(estimator, CreditEstimator):
@@ -64,6 +65,7 @@ class Training:
         self.optimiser = torch.optim.Adam(self.net.parameters(), lr=job.lr, fused=True)
         self.epoch, self.step, self.seconds, self.cpu_seconds, self.diverged = 0, 0, 0.0, 0.0, False
         self.moments: list[dict[str, Any]] = []
+        self.last: np.ndarray[Any, np.dtype[np.bool_]] | None = None  # test samples labelled right at the last moment, if it ended an epoch
 
     @property
     def steps(self) -> int:
@@ -78,11 +80,8 @@ class Training:
         total, seen = 0.0, 0
         self.net.train()
         for rows in torch.split(order[: self.steps * job.batch], job.batch):
-            found = self.estimator(self.net, Batch(images.train_x[rows], labels[rows]))
-            for name, parameter in self.net.named_parameters():
-                parameter.grad = found.grads.get(name)
-            self.optimiser.step()
-            self.step, total, seen = self.step + 1, total + float(found.loss), seen + 1
+            loss = self.move(Batch(images.train_x[rows], labels[rows]))
+            self.step, total, seen = self.step + 1, total + loss, seen + 1
             if not math.isfinite(total):
                 self.diverged = True
                 return False
@@ -92,6 +91,16 @@ class Training:
         self.look(float(self.epoch), total / seen, full=job.full(self.epoch))
         return True
 
+    def move(self, batch: Batch) -> float:
+        """One step of the optimiser; the batch's mean loss before it."""
+        found = self.estimator(self.net, batch)
+        for name, parameter in self.named.items():
+            grad = found.grads.get(name)
+            # The fused update goes through memory, not through indices: a gradient must lie as its parameter does.
+            parameter.grad = None if grad is None else grad.contiguous()
+        self.optimiser.step()
+        return float(found.loss)
+
     def look(self, epoch: float, loss: float, *, full: bool) -> None:
         """Take a moment."""
         job, few = self.job, slice(self.job.lens.samples)
@@ -99,9 +108,10 @@ class Training:
         precise = epoch in (0.0, float(job.epochs))
         found = observe(self.net, self.start, self.estimator, batch, job.lens, job.seed, full=full, precise=precise)
         whole = epoch == int(epoch)
+        self.last = self.correct() if whole else None
         moment: dict[str, Any] = {name: values.tolist() for name, values in found.items()}
         moment |= {"epoch": epoch, "step": self.step, "train_loss": loss}
-        self.moments.append(moment | {"accuracy": float(self.correct().mean()) if whole else math.nan})
+        self.moments.append(moment | {"accuracy": math.nan if self.last is None else float(self.last.mean())})
 
     def correct(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which test samples are labelled right now."""
@@ -201,6 +211,7 @@ def audit(
     *,
     force: bool = False,
     wait: float = 0.0,
+    images: Images | Sequences | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Train and audit, or resume, or return what is already there.
@@ -210,6 +221,7 @@ def audit(
         root: run store; default as `runs.default_root`.
         force: throw away what is there of it.
         wait: seconds to wait for another process that is at it.
+        images: the job's data where they are at hand; read otherwise.
         on_progress: called after every epoch.
 
     Returns:
@@ -228,7 +240,7 @@ def audit(
         if done is not None:
             return done
         ensure_directory(folder)
-        training = Training(job, folder, load_images(job.data))
+        training = Training(job, folder, images or job.load())
         training.resume()
         if not training.moments:
             training.look(0.0, math.nan, full=True)
@@ -266,8 +278,13 @@ def _finish(training: Training) -> Result:
     manifest = provenance(
         config=job.config(), device="cpu", dtype="training float32, norms and cosines float64", watch=Stopwatch(), **extra
     )
+    bits = None
+    if isinstance(training.images, Sequences):
+        with at_rest(training.net):
+            bits = distance(training.net, training.images)
+    correct = training.correct() if training.last is None or training.diverged else training.last
     result = make_result(
-        Described.of(job), series(training.moments, job.lens.eps), training.moments, training.correct(), manifest, training.diverged
+        Described.of(job), series(training.moments, job.lens.eps), training.moments, correct, manifest, training.diverged, bits
     )
     result.save_at(folder / AUDIT)
     write_json(folder / runs.MANIFEST, manifest)
@@ -275,10 +292,10 @@ def _finish(training: Training) -> Result:
     return result
 
 
-def load_net(folder: Path, job: AuditJob, images: Images) -> Net:
+def load_net(folder: Path, job: AuditJob, images: Images | Sequences) -> Net:
     """A finished run's network."""
     from safetensors.torch import load_file
 
-    net = build_net(job.arch, images.shape, images.classes, job.seed, job.sizes)
+    net = job.build(images)
     net.load_state_dict(load_file(folder / runs.WEIGHTS))
     return net.eval()

@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from wallprobe.errors import InstrumentError
 from wallprobe.rng import generator
-from wallprobe.training.estimators import Batch, CreditEstimator
+from wallprobe.training.estimators import Batch, CreditEstimator, QuickCredits, Seen
+from wallprobe.training.feedback import still
 from wallprobe.training.nets import Net, matrices
 
 CHUNK = 256  # samples a pass
+NUDGED = 64  # samples a nudged pass
 Row = npt.NDArray[np.float64]
 
 # per-layer quantity -> (units, what it is)
@@ -100,15 +102,15 @@ def clamped_cosine(a: Float[Tensor, "batch width"], b: Float[Tensor, "batch widt
     return cosine
 
 
-def reference(net: Net, batch: Batch) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def reference(net: Net, batch: Batch) -> Seen:
     """States, derivatives of the summed loss by them, and the logits, by autograd through the whole net."""
-    h = net.embed(batch.x)
-    states = [h if h.requires_grad else h.detach().requires_grad_(True)]
-    for block in net.blocks:
-        states.append(block(states[-1]))
-    logits: Tensor = net.readout(states[-1])
-    grads = torch.autograd.grad(net.losses(logits, batch.y).sum(), states)
-    return [state.detach() for state in states], list(grads), logits.detach()
+    with still(net):
+        states = [net.embed(batch.x).detach().requires_grad_(True)]
+        for block in net.blocks:
+            states.append(block(states[-1]))
+        logits: Tensor = net.readout(states[-1])
+        grads = torch.autograd.grad(net.losses(logits, batch.y).sum(), states)
+    return Seen([state.detach() for state in states], list(grads), logits.detach())
 
 
 @contextmanager
@@ -146,18 +148,20 @@ def observe(
     """
     with at_rest(net):
         kept: list[dict[str, list[Tensor]]] = [{} for _ in range(net.depth + 1)]
-        nulls = []
+        nulls, few = [], _Few(lens.nudge_samples)
+        fresh = _fresh(net, lens, seed) if full else []
         for rows in torch.split(torch.arange(len(batch.x)), CHUNK):
             part = Batch(batch.x[rows], batch.y[rows])
-            states, grads, logits = reference(net, part)
-            credits = estimator.credits(net, part)
-            if [credit.shape for credit in credits] != [state.shape for state in states]:
+            seen = reference(net, part)
+            credits = estimator.credits_from(net, part, seen) if isinstance(estimator, QuickCredits) else estimator.credits(net, part)
+            if [credit.shape for credit in credits] != [state.shape for state in seen.states]:
                 raise InstrumentError(f"the credits have shapes {[tuple(credit.shape) for credit in credits]}, not the states'")
-            for place, (h, g, a) in enumerate(zip(states, grads, credits, strict=True)):
+            for place, (h, g, a) in enumerate(zip(seen.states, seen.grads, credits, strict=True)):
                 for name, value in _samples(h, g / lens.n_ref, a.detach(), lens).items():
                     kept[place].setdefault(name, []).append(value)
             if full:
-                nulls.append(_nulls(net, grads, net.error(logits, part.y), lens, seed))
+                nulls.append(_nulls(net, seen.grads, net.error(seen.logits, part.y), fresh))
+                few.add(seen, credits, part.y)
         found = _summaries(kept, lens) | _growth(net, start, full)
         ratio = found["h_norm"][1:] / found["h_norm"][:-1]
         found["block_ratio"] = np.concatenate([[math.nan], ratio])
@@ -166,8 +170,7 @@ def observe(
             found["null_low"], found["null_high"] = (np.quantile(drawn.numpy(), level, axis=1) for level in (0.025, 0.975))
             deep = drawn[1:].mean(0).numpy()
             found["deep_null"] = np.quantile(deep, [0.025, 0.975])
-            few = slice(lens.nudge_samples)
-            found |= _nudges(net, estimator, Batch(batch.x[few], batch.y[few]), lens, seed)
+            found |= _nudges(net, few, lens, seed)
         if precise:
             found["g32_g64"] = _precision(net, Batch(batch.x[:CHUNK], batch.y[:CHUNK]))
     empty = np.full(net.depth + 1, math.nan)
@@ -221,23 +224,36 @@ def _growth(net: Net, start: Net, full: bool) -> dict[str, Row]:
                 math.prod(float(one.norm() / other.norm()) for one, other in list(zip(now, before, strict=True))[-2:])
             )
             sound = full and all(bool(one.isfinite().all()) for one in now)
-            made["sigma_product"].append(math.prod(float(torch.linalg.matrix_norm(one, ord=2)) for one in now[-2:]) if sound else math.nan)
+            made["sigma_product"].append(math.prod(_largest(one) for one in now[-2:]) if sound else math.nan)
     return {name: np.asarray(values) for name, values in made.items()}
 
 
-def _nulls(net: Net, grads: list[Tensor], error: Tensor, lens: Lens, seed: int) -> Float[Tensor, "layer draw batch"]:
+def _largest(matrix: Tensor) -> float:
+    """Its largest singular value, from the smaller Gram matrix: to fp64's last digits, in a quarter of a decomposition's time."""
+    gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
+    return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt())
+
+
+def _fresh(net: Net, lens: Lens, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """For each state, random feedback B [draw, width, classes] that no training used, and B^T B; fp64."""
+    found = []
+    for place, width in enumerate(net.widths):
+        drawn = torch.randn(lens.nulls, width, net.classes, generator=generator(seed, "null", place)).double()
+        found.append((drawn, drawn.mT @ drawn))
+    return found
+
+
+def _nulls(net: Net, grads: list[Tensor], error: Tensor, fresh: list[tuple[Tensor, Tensor]]) -> Float[Tensor, "layer draw batch"]:
     """Exact cosine of each sample's reference with e B^T for fresh random B: e spans few directions, so samples are no independent
     draws, and the spread over B is what a chance alignment has."""
     rows = []
-    for place, grad in enumerate(grads):
+    e = error.double()
+    for grad, (drawn, squared) in zip(grads, fresh, strict=True):
         seen = net.gather(grad).double()
         seen = seen / grad.flatten(1).double().norm(dim=1).view(-1, *(1,) * (seen.ndim - 1))
-        width, classes = seen.shape[-1], error.shape[-1]
-        drawn = torch.randn(lens.nulls, width, classes, generator=generator(seed, "null", place)).double()
-        e = error.double()
         projected = torch.einsum("n...d,kdc->n...kc", seen, drawn)
         dots = (projected * e[..., None, :]).sum(-1)
-        squares = torch.einsum("n...c,kce,n...e->n...k", e, drawn.mT @ drawn, e)
+        squares = torch.einsum("n...c,kce,n...e->n...k", e, squared, e)
         extra = tuple(range(1, dots.ndim - 1))  # positions
         if extra:
             dots, squares = dots.sum(extra), squares.sum(extra)
@@ -245,29 +261,64 @@ def _nulls(net: Net, grads: list[Tensor], error: Tensor, lens: Lens, seed: int) 
     return torch.stack(rows)
 
 
-def _nudges(net: Net, estimator: CreditEstimator, batch: Batch, lens: Lens, seed: int) -> dict[str, Row]:
+@dataclass
+class _Few:
+    """The first samples, with what has been computed of them: those that are nudged."""
+
+    left: int
+    states: list[list[Tensor]] = field(default_factory=list)
+    credits: list[list[Tensor]] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+
+    def add(self, seen: Seen, credits: list[Tensor], y: Tensor) -> None:
+        """Take of a chunk what is still wanted."""
+        if self.left > 0:
+            self.states.append([state[: self.left] for state in seen.states])
+            self.credits.append([credit.detach()[: self.left] for credit in credits])
+            self.logits.append(seen.logits[: self.left])
+            self.labels.append(y[: self.left])
+            self.left -= len(y)
+
+
+@torch.no_grad()
+def _nudges(net: Net, few: _Few, lens: Lens, seed: int) -> dict[str, Row]:
     """Change of the mean loss when a state is moved against its credit, and along random directions of the same length."""
-    credits = estimator.credits(net, batch)
     made: dict[str, list[float]] = {f"{name}{end}": [] for name in ETAS for end in ("", "_low")}
-    with torch.no_grad():
-        states = net.states(batch.x)
-        plain = net.losses(net.after(net.depth, states[-1]), batch.y).double().mean()
+    y = torch.cat(few.labels)
+    plain = net.losses(torch.cat(few.logits), y).double().mean()
+    places = zip(zip(*few.states, strict=True), zip(*few.credits, strict=True), strict=True)
+    for place, (states, credits) in enumerate(places):
+        state, credit = torch.cat(states), torch.cat(credits)
+        size = _lengths(state)
 
-        def change(place: int, direction: Tensor, eta: float) -> float:
-            length = direction.flatten(1).double().norm(dim=1)
-            step = eta * states[place].flatten(1).double().norm(dim=1) / length
-            step = torch.where(length > 0, step, 0.0).to(direction).view(-1, *(1,) * (direction.ndim - 1))
-            moved = net.after(place, states[place] - step * direction)
-            return float(net.losses(moved, batch.y).double().mean() - plain)
+        def change(direction: Tensor, place: int = place, state: Tensor = state, size: Tensor = size) -> list[float]:
+            length = _lengths(direction)
+            unit = torch.where(length > 0, size / length, 0.0)
+            return [_moved(net, place, state, direction, eta * unit, y) - float(plain) for eta in ETAS.values()]
 
-        for place, credit in enumerate(credits):
-            draws = generator(seed, "nudge", place)
-            random = [torch.randn(credit.shape, generator=draws) for _ in range(lens.directions)]
-            for name, eta in ETAS.items():
-                made[name].append(change(place, credit, eta))
-                along = np.asarray([change(place, direction, eta) for direction in random])
-                made[f"{name}_low"].append(_lower(along))
+        draws = generator(seed, "nudge", place)
+        along = np.asarray([change(torch.randn(credit.shape, generator=draws)) for _ in range(lens.directions)])
+        for column, (name, value) in enumerate(zip(ETAS, change(credit), strict=True)):
+            made[name].append(value)
+            made[f"{name}_low"].append(_lower(along[:, column]))
     return {name: np.asarray(values) for name, values in made.items()}
+
+
+def _lengths(x: Tensor) -> Float[Tensor, " batch"]:
+    """Norm of each sample in fp64."""
+    found: Tensor = x.flatten(1).double().norm(dim=1)
+    return found
+
+
+def _moved(net: Net, place: int, state: Tensor, direction: Tensor, step: Float[Tensor, " batch"], y: Tensor) -> float:
+    """Mean loss where each sample's state has gone that far against a direction; a few samples at a time, which stay in the cache."""
+    total = 0.0
+    wide = step.to(direction).view(-1, *(1,) * (direction.ndim - 1))
+    for part in torch.split(torch.arange(len(state)), NUDGED):
+        rows = slice(int(part[0]), int(part[-1]) + 1)
+        total += float(net.losses(net.after(place, state[rows] - wide[rows] * direction[rows]), y[rows]).double().sum())
+    return total / len(state)
 
 
 def _lower(draws: Row) -> float:
@@ -281,7 +332,6 @@ def _lower(draws: Row) -> float:
 def _precision(net: Net, batch: Batch) -> Row:
     """Least cosine over samples between the reference in fp32 and in fp64, state by state."""
     wide: Any = copy.deepcopy(net).double()
-    _, fine, _ = reference(wide, Batch(batch.x.double() if batch.x.is_floating_point() else batch.x, batch.y))
-    _, coarse, _ = reference(net, batch)
-    pairs = zip(coarse, fine, strict=True)
+    fine = reference(wide, Batch(batch.x.double() if batch.x.is_floating_point() else batch.x, batch.y)).grads
+    pairs = zip(reference(net, batch).grads, fine, strict=True)
     return np.asarray([float(np.nanmin(exact_cosine(one.flatten(1), other.flatten(1)).numpy())) for one, other in pairs])

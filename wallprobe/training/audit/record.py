@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from wallprobe.results import Result, dataset, plain
 from wallprobe.rng import generator
 from wallprobe.stats import interval, resamples
-from wallprobe.training.audit.diagnostics import VERDICTS, Baseline, Diagnosis, Series, Thresholds, diagnose
+from wallprobe.training.audit.diagnostics import VERDICTS, Baseline, Diagnosis, Series, Thresholds, diagnose, early_stop
 from wallprobe.training.audit.job import AuditJob
 from wallprobe.training.audit.quantities import LAYERED
+from wallprobe.training.audit.wall import HORIZON
 
 TABLE = ("run", "moment", "layer")
 ALONG = {
@@ -62,6 +64,7 @@ def make_result(
     correct: npt.NDArray[np.bool_],
     manifest: dict[str, Any],
     diverged: bool,
+    bits: Tensor | None = None,
 ) -> Result:
     """One run's audit, judged by the usual thresholds, without its baseline.
 
@@ -72,7 +75,9 @@ def make_result(
         correct: which test samples are labelled right at the end.
         manifest: see `wallprobe.manifest`.
         diverged: whether the training's loss ceased to be finite.
+        bits: of the wall's task, mean |H(P) - H(Q)| at positions 1..T-1.
     """
+    correct = correct.reshape(-1)
     depth = series.layered["h_norm"].shape[1]
     variables: dict[str, tuple[tuple[str, ...], Any, str, str]] = {}
     for name, (units, what) in LAYERED.items():
@@ -88,7 +93,11 @@ def make_result(
     for name in ("arch", "method", "data"):
         variables[name] = (("run",), [getattr(job, name)], "", name)
     variables["seed"] = (("run",), [job.seed], "", "seed")
-    coords = {"run": [job.label], "moment": range(len(moments)), "layer": range(depth), "sample": range(len(correct))}
+    coords: dict[str, Any] = {"run": [job.label], "moment": range(len(moments)), "layer": range(depth), "sample": range(len(correct))}
+    if bits is not None:
+        what = "mean distance of the model's entropy from the exact predictive's, at the end"
+        variables["mae"] = (("run", "position"), bits.numpy()[None], "bits", what)
+        coords["position"] = range(1, len(bits) + 1)
     attrs: dict[str, Any] = {
         "eps": job.eps,
         "n_ref": job.n_ref,
@@ -120,7 +129,8 @@ def judged(result: Result, limits: Thresholds, frozen: Result | None = None) -> 
     baseline = None if frozen is None else compare(result, frozen)
     found = diagnose(series, limits, baseline)
     manifest = result.manifest | {"thresholds": limits.config(), "evidence": dict(found.evidence)}
-    return replace(result, summary=plain(_summary(result, series, found, baseline)), manifest=manifest)
+    stop = early_stop(series, limits)
+    return replace(result, summary=plain(_summary(result, series, found, baseline, stop)), manifest=manifest)
 
 
 def compare(result: Result, frozen: Result) -> Baseline | None:
@@ -140,7 +150,7 @@ def paired(difference: npt.NDArray[np.float64]) -> Baseline:
     return Baseline(float(difference.mean()), float(low), float(high))
 
 
-def _summary(result: Result, series: Series, found: Diagnosis, baseline: Baseline | None) -> dict[str, Any]:
+def _summary(result: Result, series: Series, found: Diagnosis, baseline: Baseline | None, stop: tuple[int, float] | None) -> dict[str, Any]:
     """The flat record of one run."""
     data = result.data
     h, g = series.top("h_norm"), series.top("g_norm")
@@ -167,11 +177,20 @@ def _summary(result: Result, series: Series, found: Diagnosis, baseline: Baselin
         "epochs": int(series.epochs[-1]),
         "stopped_early": bool(series.epochs[-1] < data.attrs["epochs"]) and not data.attrs["diverged"],
         "epochs_saved": int(data.attrs["epochs"] - series.epochs[-1]),
+        "stop_epoch": None if stop is None else stop[0],
+        "accuracy_at_stop": None if stop is None else stop[1],
         "diverged": bool(data.attrs["diverged"]),
+        "mae_supervised": _bits(result, slice(None, HORIZON)),
+        "mae_beyond": _bits(result, slice(HORIZON, HORIZON + 1)),
         "cause": found.cause,
         "reason": found.reason,
     }
     return record | {"finding": _finding(record)}
+
+
+def _bits(result: Result, positions: slice) -> float:
+    """Of the wall's task, mean |H(P) - H(Q)| over some positions in bits; NaN of others."""
+    return float(result.data["mae"].values[0, positions].mean()) if "mae" in result.data else math.nan
 
 
 def _finding(record: dict[str, Any]) -> str:
@@ -181,6 +200,9 @@ def _finding(record: dict[str, Any]) -> str:
     cause = f" ({record['cause']})" if record["cause"] else ""
     stopped = f" Stopped with {record['epochs_saved']} epochs saved." if record["stopped_early"] else ""
     diverged = " Its loss ceased to be finite." if record["diverged"] else ""
+    if math.isfinite(record["mae_supervised"]):
+        supervised, beyond = record["mae_supervised"], record["mae_beyond"]
+        diverged += f" Entropy off the exact answer's by {supervised:.2f} bits at supervised positions, {beyond:.2f} one later."
     return f"{who}: {record['verdict']}{cause}. {grown}; {record['reason']}.{stopped}{diverged}"
 
 
