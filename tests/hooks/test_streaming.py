@@ -211,7 +211,7 @@ def test_damaged_checkpoints(
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("model.gguf", "whose quantised blocks transformers can only unpack whole"),
+        ("model.gguf", "no file model.gguf; give an existing .gguf file"),
         ("c0", "is no folder here and no hub id; runs are small, leave --stream out"),
         ("nobody/nothing", "model 'nobody/nothing' could not be fetched"),
     ],
