@@ -8,7 +8,7 @@ import torch
 
 from wallprobe.ahead import Ahead, can_pass_cache
 from wallprobe.errors import CheckpointError
-from wallprobe.quantised import Quantised
+from wallprobe.quantised import Quantised, unpacked_bytes
 
 gguf = pytest.importorskip("gguf")
 NAMES = {"token_embd.weight": "embed.weight", "blk.0.ffn_up.weight": "layers.0.up.weight", "blk.0.attn_norm.weight": "layers.0.norm.weight"}
@@ -44,6 +44,7 @@ def test_unpacks_what_was_packed(stored):
     assert torch.equal(opened.rows("embed.weight", [7, 2, 2]), torch.from_numpy(held["embed.weight"][[7, 2, 2]]))
     assert opened.sizes["layers.0.up.weight"] == 32 * 64 // 32 * 34
     assert not can_pass_cache(opened)
+    assert unpacked_bytes(path) == 4 * (10 * 64 + 32 * 64 + 64)
 
 
 def test_blocks_in_turn(stored):
@@ -58,5 +59,6 @@ def test_blocks_in_turn(stored):
 
 def test_a_damaged_file(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF nothing")
+    assert unpacked_bytes(tmp_path / "bad.gguf") is None
     with pytest.raises(CheckpointError, match=r"bad.gguf is damaged .*; fetch it again"):
         Quantised(tmp_path / "bad.gguf", NAMES, SHAPES, lambda value, _: value)

@@ -83,3 +83,14 @@ class Quantised:
         for file, start, size in sorted(self.span(name) for name in names):
             with (self.folder / file).open("rb") as handle:
                 os.posix_fadvise(handle.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+
+
+def unpacked_bytes(path: Path) -> int | None:
+    """What a .gguf file's tensors take in fp32; None where the file does not tell, which its loading says better."""
+    from gguf import GGUFReader
+
+    try:
+        found: Any = GGUFReader(path).tensors
+        return 4 * sum(int(tensor.n_elements) for tensor in found)
+    except Exception:
+        return None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from wallprobe.errors import CheckpointError, UnknownNameError
 from wallprobe.models import quiet
-from wallprobe.quantised import Quantised
+from wallprobe.quantised import Quantised, unpacked_bytes
 from wallprobe.shards import INDEX, SINGLE, Shards
 from wallprobe.sizes import count
 from wallprobe.sources import check_complete, first_line, hash_files, refuse_encoder, unreachable
@@ -368,7 +368,9 @@ def size_in_memory(source: str) -> int | None:
             return None
         with Shards(folder) as shards:
             return sum(4 * _numel(shape) for shape in shards.shapes.values())
-    return None if folder.suffix == ".gguf" or "/" not in source else _size_on_hub(source)
+    if folder.suffix == ".gguf":
+        return unpacked_bytes(folder)
+    return _size_on_hub(source) if "/" in source else None
 
 
 def _size_on_hub(source: str) -> int | None:

@@ -129,7 +129,8 @@ def held_bytes(model: Streamed, prompts: PromptSet) -> int:
     ranked = min(MOST, states)
     kept = 8 * model.n_layers * (3 * states + ranked * ranked)
     at_once = 8 * (states + 2 * ranked) * model.d_model + 16 * ROWS * states * torch.get_num_threads()
-    return kept + at_once + 40 * states * (model.vocabulary // ROWS + 1)
+    unpacked = 4 * model.vocabulary * model.d_model if model.kind == "gguf" else 0  # the unembedding, which elsewhere stays in its file
+    return kept + at_once + 40 * states * (model.vocabulary // ROWS + 1) + unpacked
 
 
 def ranks_of_products(products: Float[Tensor, "state state"]) -> tuple[float, float]:

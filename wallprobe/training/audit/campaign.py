@@ -22,6 +22,7 @@ from wallprobe.training.audit.loop import AUDIT, FOLDER, Progress, at, audit, fi
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.audit.record import judged
 from wallprobe.training.audit.wall import ARCH
+from wallprobe.training.loop import CHECKPOINT
 from wallprobe.training.nets import Sizes
 from wallprobe.training.sweep import share_cores
 
@@ -126,7 +127,7 @@ def _try(job: AuditJob, root: Path | None, force: bool, on_progress: Callable[[P
 def _run_in_pool(
     todo: Sequence[AuditJob], root: Path | None, count: int, force: bool, on_progress: Callable[[Progress], None] | None
 ) -> list[Failure]:
-    failures = []
+    failures, looked = [], dict[str, int]()
     context = multiprocessing.get_context("spawn")
     seen: dict[str, int] = {}
     with ProcessPoolExecutor(count, mp_context=context, initializer=begin) as pool:
@@ -135,7 +136,8 @@ def _run_in_pool(
             while waiting:
                 done, _ = wait(waiting, timeout=POLL, return_when=FIRST_COMPLETED)
                 for future, job in waiting.items():
-                    told = None if future in done and future.exception() else at(job, root)
+                    failed = future in done and future.exception() is not None
+                    told = None if failed or not _changed(job, root, looked) else at(job, root)
                     if on_progress is not None and told is not None and seen.get(job.name) != told.epoch:
                         seen[job.name] = told.epoch
                         on_progress(told)
@@ -147,6 +149,20 @@ def _run_in_pool(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failures
+
+
+def _changed(job: AuditJob, root: Path | None, looked: dict[str, int]) -> bool:
+    """Whether a job has stored anything since it was last looked at: reading what it has stored takes far longer than asking when."""
+    for name in (runs.MANIFEST, CHECKPOINT):
+        try:
+            stored = (folder_of(job, root) / name).stat().st_mtime_ns
+        except OSError:
+            continue
+        if looked.get(job.name) == stored:
+            return False
+        looked[job.name] = stored
+        return True
+    return False
 
 
 def begin() -> None:
