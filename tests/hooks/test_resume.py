@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.hooks import tiny_models
-from wallprobe import models
+from wallprobe import models, products
 from wallprobe.errors import InstrumentError
-from wallprobe.hooks import cache, products, resume, sites, stacks
+from wallprobe.hooks import cache, resume, sites, stacks
 from wallprobe.runs import find_run
 from wallprobe.training import lean
 

@@ -128,7 +128,7 @@ def test_tiny_gradients_have_their_true_cosine():
 
 def test_the_registry_has_them_and_refuses_what_does_not_apply(model):
     assert {"bp", "bp64", "dfa", "fa", "spsa"} <= set(makers())
-    with pytest.raises(ConfigError, match="no transport through attention"):
+    with pytest.raises(ConfigError, match="no transport through this model"):
         make_estimator("fa", model, 0)
     with pytest.raises(ConfigError, match="directions"):
         make_estimator("spsa", model, 0, directions=0)
