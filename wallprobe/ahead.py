@@ -1,7 +1,7 @@
 """The next block's tensors come from disk while one is multiplied: through the system's cache, or past it where the cache cannot hold them.
 
-A checkpoint larger than memory leaves nothing of itself in the cache for the next pass, and putting it there takes a core as long as the
-disk needs: it is read straight into two buffers in turn, as it lies in the files.
+A checkpoint larger than memory leaves nothing of itself in the cache for the next pass, and putting it there costs processor
+time: it is read straight into two buffers in turn, as it lies in the files.
 """
 
 import mmap

@@ -1,6 +1,5 @@
 """A .gguf file's tensors under the names a Hugging Face model gives them, unpacked to fp32 when they are asked for."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wallprobe.errors import CheckpointError
+from wallprobe.storage import read_ahead
 
 
 class Quantised:
@@ -78,11 +78,8 @@ class Quantised:
 
     def will_need(self, names: Iterable[str]) -> None:
         """Ask the system to read these ahead; without effect where it cannot."""
-        if not hasattr(os, "posix_fadvise"):
-            return
         for file, start, size in sorted(self.span(name) for name in names):
-            with (self.folder / file).open("rb") as handle:
-                os.posix_fadvise(handle.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+            read_ahead(self.folder / file, start, size)
 
 
 def unpacked_bytes(path: Path) -> int | None:

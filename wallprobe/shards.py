@@ -1,7 +1,6 @@
 """A checkpoint's safetensors files, opened and not read: tensors, or rows of them, come from disk when they are asked for."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from wallprobe.errors import CheckpointError
+from wallprobe.storage import read_ahead
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-AHEAD = 8 << 20  # bytes asked for at a time
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -102,13 +101,8 @@ class Shards:
 
     def will_need(self, names: Iterable[str]) -> None:
         """Ask the system to read these ahead, while something else is computed; without effect where it cannot."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for name in sorted(names, key=lambda name: (self.files[name], self._spans[name])):
-            first, size = self._spans[name]
-            with (self.folder / self.files[name]).open("rb") as handle:
-                for start in range(first, first + size, AHEAD):
-                    os.posix_fadvise(handle.fileno(), start, min(AHEAD, first + size - start), os.POSIX_FADV_WILLNEED)
+        for file, start, size in sorted(self.span(name) for name in names):
+            read_ahead(self.folder / file, start, size)
 
 
 def _index(folder: Path) -> Mapping[str, str] | None:

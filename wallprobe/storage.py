@@ -16,6 +16,8 @@ from typing import Any
 
 from wallprobe.errors import BusyError, StoreError
 
+ASKED = 8 << 20  # bytes of a file asked for at a time
+
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in 1 MiB pieces."""
@@ -50,6 +52,15 @@ def ensure_directory(path: Path) -> Path:
     except OSError as error:
         raise explain(error, path) from error
     return path
+
+
+def read_ahead(path: Path, start: int, size: int) -> None:
+    """Ask the system to read these bytes of a file soon, while something else is computed; without effect where it cannot."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with path.open("rb") as handle:
+        for low in range(start, start + size, ASKED):
+            os.posix_fadvise(handle.fileno(), low, min(ASKED, start + size - low), os.POSIX_FADV_WILLNEED)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

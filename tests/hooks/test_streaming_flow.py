@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.hooks.test_streaming import Stopped, read, sharded
+from tests.hooks.test_streaming import TEXTS, Stopped, read, sharded
 from tests.hooks.tiny_models import ARCHITECTURES, save_model
 from wallprobe import models
 from wallprobe.hooks import lens_strips
@@ -14,8 +14,6 @@ from wallprobe.hooks.flow import flow
 from wallprobe.hooks.streaming_flow import stream_flow
 from wallprobe.results import Result
 from wallprobe.streamed import open_streamed
-
-TEXTS = "the quick brown fox jumps\nparis is the capital of france\nover the lazy dog near river\nknown tower\n"
 
 
 @pytest.fixture(scope="module")

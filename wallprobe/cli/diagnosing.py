@@ -58,7 +58,7 @@ def each(
     made = []
     with common.progress() as view:
         for name in models:
-            short = name.rstrip("/").rpartition("/")[2] or name
+            short = reading.short_name(name)
             bar = view.add_task(f"load {short}", total=None)
             found = subject(loading.load(name, place, runs), want)
             view.update(bar, description=f"{what} {short}", completed=0)

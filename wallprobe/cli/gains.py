@@ -129,7 +129,7 @@ def _measure(
     source, column, limit = sources
     with common.progress() as view:
         for name in names:
-            bar = view.add_task(f"load {_short(name)}", total=None)
+            bar = view.add_task(f"load {reading.short_name(name)}", total=None)
             if room.streams(name):
                 measured.append(_stream(name, settings, sources, room, fold or l_star, view, bar))
                 continue
@@ -139,7 +139,7 @@ def _measure(
             loaded = loading.load(name, place, runs)
             chosen = prompt_set(loaded, source, column=column, limit=limit)
             loaded = folded(loaded) if fold else loaded
-            view.update(bar, description=f"gains {_short(name)}", total=len(chosen.tokens), completed=0)
+            view.update(bar, description=f"gains {reading.short_name(name)}", total=len(chosen.tokens), completed=0)
             ways = settings.definition.name, settings.tokens, settings.positions
             result = measure(loaded, chosen, *ways, on_progress=reading.follower(view, bar))
             measured.append(_everywhere(result, loaded, chosen, room.results) if l_star else result)
@@ -164,7 +164,7 @@ def _remote(
     plain = loading.load_plain(name, place)
     config = plain.model.config
     chosen = encode(name, plain.tokenizer, int(config.max_position_embeddings), int(config.vocab_size), *sources)
-    view.update(bar, description=f"gains {_short(name)} (nnsight)", total=len(chosen.tokens), completed=0)
+    view.update(bar, description=f"gains {reading.short_name(name)} (nnsight)", total=len(chosen.tokens), completed=0)
     return remote_gains(plain, chosen, settings, remote, on_progress=reading.follower(view, bar))
 
 
@@ -218,8 +218,3 @@ def _same_weights(measured: "list[Result]") -> list[list[str]]:
         if result.manifest["weight_hash"] and result.manifest["subject"] not in names.setdefault(result.manifest["weight_hash"], []):
             names[result.manifest["weight_hash"]].append(result.manifest["subject"])
     return [group for group in names.values() if len(group) > 1]
-
-
-def _short(name: str) -> str:
-    """The last part of a path."""
-    return name.rstrip("/").rpartition("/")[2] or name

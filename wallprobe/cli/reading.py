@@ -51,7 +51,7 @@ def measure(
     measured = []
     with common.progress() as view:
         for name in models:
-            short = name.rstrip("/").rpartition("/")[2] or name
+            short = short_name(name)
             bar = view.add_task(f"load {short}", total=None)
             found = None if elsewhere is None else elsewhere(name, view, bar)
             if found is not None:
@@ -65,6 +65,11 @@ def measure(
     for result in measured:
         result.save(results)
     return measured
+
+
+def short_name(name: str) -> str:
+    """A model without the folders before it."""
+    return name.rstrip("/").rpartition("/")[2] or name
 
 
 def follower(view: "Progress", bar: "TaskID") -> Callable[[int, int], None]:

@@ -80,7 +80,7 @@ def run(
     from wallprobe.results import default_root
     from wallprobe.streamed import open_streamed
 
-    model, short = open_streamed(name), name.rstrip("/").rpartition("/")[2] or name
+    model, short = open_streamed(name), reading.short_name(name)
     try:
         chosen = encode(name, model.tokenizer, model.context, model.vocabulary, *sources)
         needed, whole = check_budget(model, chosen, room.budget, held(model, chosen) if held else 0), 4 * model.n_params

@@ -11,7 +11,6 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -240,9 +239,8 @@ def _walk(
     done, hidden, rows = _resume(state, key, hidden, visitor)
     hidden, named = _placed(hidden, device), _placed(named, device)
     saved = Stopwatch()
-    with ExitStack() as stack:
-        blocks = [list(model.names(layer).values()) for layer in range(done, model.n_layers)]
-        crew, ahead = stack.enter_context(Crew(device=device)), stack.enter_context(Ahead(model.shards, blocks, past_cache=past_cache))
+    blocks = [list(model.names(layer).values()) for layer in range(done, model.n_layers)]
+    with Crew(device=device) as crew, Ahead(model.shards, blocks, past_cache=past_cache) as ahead:
         for layer in range(done, model.n_layers):
             block = _Block(model, layer, ahead.take(), crew)
             for wave in waves:
