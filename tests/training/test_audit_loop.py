@@ -1,6 +1,7 @@
 """Audited trainings: to the same bytes after any interruption, stopped early, damaged, unknown; and the data they train on."""
 
 import gzip
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,7 +98,15 @@ def test_the_wrong_run_under_a_name_a_damaged_checkpoint_and_a_busy_one(tmp_path
         loop.audit(wanted, tmp_path)
 
 
-def test_many_in_worker_processes_and_their_baselines(tmp_path):
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_many_in_worker_processes_and_their_baselines(tmp_path, one_thread):
     jobs = campaign.with_baselines([job("dfa"), job("bp")])
     assert [one.method for one in jobs] == ["dfa", "bp", "frozen"]
     told = []
@@ -117,6 +126,27 @@ def test_many_in_worker_processes_and_their_baselines(tmp_path):
         <= judged.summary["accuracy_minus_frozen"]
         <= judged.summary["accuracy_minus_frozen_high"]
     )
+
+
+def test_what_no_method_has_a_part_in_is_measured_once_and_changes_nothing(tmp_path, monkeypatch):
+    jobs = [job("bp"), job("dfa"), job("fa"), replace(job("dfa"), seed=43)]
+    alone = [loop.audit(one, tmp_path / "alone") for one in jobs]
+    counted, found = [], loop.common
+    monkeypatch.setattr(loop, "common", lambda *given: counted.append(given[-1]) or found(*given))
+    assert campaign.run_all(jobs, tmp_path / "level", workers=1) == []
+    assert counted == [42, 43]
+    for one, result in zip(jobs, alone, strict=True):
+        again = loop.finished(one, tmp_path / "level")
+        assert again is not None
+        assert result.data.identical(again.data)
+        assert result.summary == again.summary
+
+
+def test_the_campaign_starts_with_its_slowest_runs():
+    jobs = campaign.campaign((42, 1337, 2024))
+    assert (len(jobs), len({one.name for one in jobs})) == (48, 48)
+    assert list(dict.fromkeys(one.arch for one in jobs)) == ["vit", "bncnn", "resmlp", "student"]
+    assert [one.label for one in jobs[:4]] == ["vit bp @42", "vit bp @1337", "vit bp @2024", "vit fa @42"]
 
 
 def test_jobs_that_are_none():

@@ -7,7 +7,7 @@ gradient of <h_{l+1}, e_T B^T> with its input detached. Feedback is drawn once, 
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -102,10 +102,15 @@ def random_weights(model: Net, seed: int) -> dict[str, Any]:
     return found
 
 
-def named_grads(model: nn.Module, total: Tensor, only: set[str] | None = None) -> dict[str, Tensor]:
-    """Derivatives of a total by the named parameters; those it does not reach are left out."""
+def named_grads(
+    model: nn.Module, total: Tensor, only: set[str] | None = None, pulls: Sequence[tuple[Tensor, Tensor]] = ()
+) -> dict[str, Tensor]:
+    """Derivatives of a total by the named parameters; those it does not reach are left out. Each pull (value, credit) adds <value, credit>
+    to the total, the credit held fixed."""
     chosen = {name: value for name, value in model.named_parameters() if (only is None or name in only) and value.requires_grad}
-    found = torch.autograd.grad(total, list(chosen.values()), allow_unused=True)
+    reached = [(value, credit) for value, credit in pulls if value.requires_grad]
+    ends, given = [total, *(value for value, _ in reached)], [None, *(credit for _, credit in reached)]
+    found = torch.autograd.grad(ends, list(chosen.values()), given, allow_unused=True)
     return {name: grad for name, grad in zip(chosen, found, strict=True) if grad is not None}
 
 
@@ -180,14 +185,12 @@ class Direct:
         logits = model.readout(made[-1][-1].detach())
         loss = model.losses(logits, batch.y).mean()
         error = model.error(logits.detach(), batch.y)
-        local = torch.zeros((), dtype=loss.dtype)
+        pulls = []
         for pieces, weights in zip(made, self.feedback, strict=True):
-            credit = error @ weights.to(error).T
-            for piece in pieces:
-                if piece.requires_grad:
-                    local = local + inner(piece, model.spread(credit, piece))
-        flat = [piece for pieces in made for piece in pieces]
-        return GradResult(named_grads(model, penalised(loss + local / len(batch.x), flat, self.penalty)), loss.detach())
+            credit = error @ weights.to(error).T / len(batch.x)
+            pulls += [(piece, model.spread(credit, piece)) for piece in pieces]
+        total = penalised(loss, [piece for piece, _ in pulls], self.penalty)
+        return GradResult(named_grads(model, total, pulls=pulls), loss.detach())
 
     def credits(self, model: Net, batch: Batch) -> list[Tensor]:
         """e B_l^T, spread over the state."""
@@ -216,9 +219,8 @@ class Sequential:
             states = model.states(batch.x)
         logits = model.readout(states[-1].detach())
         loss = model.losses(logits, batch.y).mean()
-        credit = model.spread(model.error(logits.detach(), batch.y) @ self.top.to(logits).T, states[-1])
-        total = loss + inner(states[-1], credit) / len(batch.x)
-        return GradResult(named_grads(model, penalised(total, states, self.penalty)), loss.detach())
+        credit = model.spread(model.error(logits.detach(), batch.y) @ self.top.to(logits).T / len(batch.x), states[-1])
+        return GradResult(named_grads(model, penalised(loss, states, self.penalty), pulls=[(states[-1], credit)]), loss.detach())
 
     def credits(self, model: Net, batch: Batch) -> list[Tensor]:
         """The transported credits."""
@@ -227,7 +229,7 @@ class Sequential:
                 first = model.embed(batch.x)
             states = _from_leaf(model, first)
         error = model.error(model.readout(states[-1]).detach(), batch.y)
-        return list(torch.autograd.grad(inner(states[-1], model.spread(error @ self.top.to(error).T, states[-1])), states))
+        return list(torch.autograd.grad(states[-1], states, model.spread(error @ self.top.to(error).T, states[-1])))
 
 
 @contextlib.contextmanager
@@ -287,8 +289,9 @@ class _FedLinear(torch.autograd.Function):
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         x, other = ctx.saved_tensors
         flat = given[0].flatten(0, -2)
-        bias = flat.sum(0) if ctx.needs_input_grad[2] else None
-        return given[0] @ other.to(flat), flat.T @ x.flatten(0, -2), bias, None
+        back = given[0] @ other.to(flat) if ctx.needs_input_grad[0] else None
+        own = flat.T @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return back, own, flat.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
 _conv_input: Any = conv.conv2d_input
@@ -308,7 +311,7 @@ class _FedConv(torch.autograd.Function):
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         x, other = ctx.saved_tensors
         back = _conv_input(x.shape, other.to(x), given[0], *ctx.settings) if ctx.needs_input_grad[0] else None
-        own = _conv_weight(x, other.shape, given[0], *ctx.settings)
+        own = _conv_weight(x, other.shape, given[0], *ctx.settings) if ctx.needs_input_grad[1] else None
         bias = given[0].sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         return back, own, bias, None, None, None, None, None
 
@@ -324,7 +327,8 @@ class _PassedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
         (normed,) = ctx.saved_tensors
-        return given[0], (given[0] * normed).flatten(0, -2).sum(0), given[0].flatten(0, -2).sum(0), None
+        gain = (given[0] * normed).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return given[0], gain, given[0].flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None, None
 
 
 def fresh_feedback(model: Net, seed: int, draw: int) -> list[Tensor]:

@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -48,9 +49,12 @@ class Failure:
 
 
 def campaign(seeds: Sequence[int], data: str = "fashion_mnist") -> list[AuditJob]:
-    """Four architectures by four methods by these seeds, the quick ones first."""
-    order = ("resmlp", "student", "bncnn", "vit")
-    return [make_job(arch, method, data, seed, **CAMPAIGN[arch]) for arch in order for seed in seeds for method in METHODS]
+    """Four architectures by four methods by these seeds.
+
+    The slow ones come first, so that workers end together; neighbours are of different seeds, so that no two measure the same start.
+    """
+    order = ("vit", "bncnn", "resmlp", "student")
+    return [make_job(arch, method, data, seed, **CAMPAIGN[arch]) for arch in order for method in METHODS for seed in seeds]
 
 
 def job_from(config: Mapping[str, Any]) -> AuditJob:
@@ -110,28 +114,34 @@ def run_all(
     """
     todo = [job for job in jobs if force or not (folder_of(job, root) / runs.MANIFEST).is_file()]
     count = share_cores(len(todo), workers, 1)[0] if todo else 1
-    if count > 1:
-        return _run_in_pool(todo, root, count, force, on_progress)
-    tried = [_try(job, root, force, on_progress) for job in todo]
+    with tempfile.TemporaryDirectory(prefix="wallprobe-starts-") as starts:
+        if count > 1:
+            return _run_in_pool(todo, root, count, force, Path(starts), on_progress)
+        tried = [_try(job, root, force, Path(starts), on_progress) for job in todo]
     return [failure for failure in tried if failure is not None]
 
 
-def _try(job: AuditJob, root: Path | None, force: bool, on_progress: Callable[[Progress], None] | None) -> Failure | None:
+def _try(job: AuditJob, root: Path | None, force: bool, shared: Path, on_progress: Callable[[Progress], None] | None) -> Failure | None:
     try:
-        audit(job, root, force=force, on_progress=on_progress)
+        audit(job, root, force=force, shared=shared, on_progress=on_progress)
     except WallprobeError as error:
         return Failure(job, " ".join(str(error).split()))
     return None
 
 
 def _run_in_pool(
-    todo: Sequence[AuditJob], root: Path | None, count: int, force: bool, on_progress: Callable[[Progress], None] | None
+    todo: Sequence[AuditJob],
+    root: Path | None,
+    count: int,
+    force: bool,
+    shared: Path,
+    on_progress: Callable[[Progress], None] | None,
 ) -> list[Failure]:
     failures, looked = [], dict[str, int]()
     context = multiprocessing.get_context("spawn")
     seen: dict[str, int] = {}
     with ProcessPoolExecutor(count, mp_context=context, initializer=begin) as pool:
-        waiting: dict[Future[None], AuditJob] = {pool.submit(_work, job, root, force): job for job in todo}
+        waiting: dict[Future[None], AuditJob] = {pool.submit(_work, job, root, force, shared): job for job in todo}
         try:
             while waiting:
                 done, _ = wait(waiting, timeout=POLL, return_when=FIRST_COMPLETED)
@@ -180,9 +190,9 @@ def begin() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _work(job: AuditJob, root: Path | None, force: bool) -> None:
+def _work(job: AuditJob, root: Path | None, force: bool, shared: Path) -> None:
     # Whoever was killed a moment ago may still hold the lock.
-    audit(job, root, force=force, wait=30.0, images=None if job.arch == ARCH else _images(job.data))
+    audit(job, root, force=force, wait=30.0, images=None if job.arch == ARCH else _images(job.data), shared=shared)
 
 
 @functools.lru_cache(maxsize=1)

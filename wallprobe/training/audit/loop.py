@@ -29,7 +29,8 @@ from wallprobe.storage import ensure_directory, read_json, sha256_file, write_at
 from wallprobe.tasks.images import Images
 from wallprobe.training.audit.diagnostics import Series, should_stop
 from wallprobe.training.audit.job import EARLY, AuditJob
-from wallprobe.training.audit.quantities import LAYERED, at_rest, observe
+from wallprobe.training.audit.quantities import LAYERED, at_rest, common, observe
+from wallprobe.training.audit.start import Start, start_of
 from wallprobe.training.audit.wall import Sequences, distance
 from wallprobe.training.estimators import Batch, CreditEstimator, make_estimator
 from wallprobe.training.loop import CHECKPOINT, own
@@ -52,8 +53,8 @@ class Progress:
 class Training:
     """The state of one audited training."""
 
-    def __init__(self, job: AuditJob, folder: Path, images: Images | Sequences) -> None:
-        self.job, self.folder = job, folder
+    def __init__(self, job: AuditJob, folder: Path, images: Images | Sequences, shared: Path | None = None) -> None:
+        self.job, self.folder, self.shared = job, folder, shared
         self.images = images
         self.net = job.build(images)
         self.start, self.named = copy.deepcopy(self.net), dict(self.net.named_parameters())
@@ -105,13 +106,26 @@ class Training:
         """Take a moment."""
         job, few = self.job, slice(self.job.lens.samples)
         batch = Batch(self.images.test_x[few], self.images.test_y[few])
-        precise = epoch in (0.0, float(job.epochs))
-        found = observe(self.net, self.start, self.estimator, batch, job.lens, job.seed, full=full, precise=precise)
-        whole = epoch == int(epoch)
-        self.last = self.correct() if whole else None
+        begun = start_of(job, self.shared, lambda: self.measure(batch)) if epoch == 0 else None
+        found = observe(
+            self.net,
+            self.start,
+            self.estimator,
+            batch,
+            job.lens,
+            job.seed,
+            full=full,
+            precise=epoch in (0.0, float(job.epochs)),
+            known=begun.common if begun else None,
+        )
+        self.last = begun.right if begun else self.correct() if epoch == int(epoch) else None
         moment: dict[str, Any] = {name: values.tolist() for name, values in found.items()}
         moment |= {"epoch": epoch, "step": self.step, "train_loss": loss}
         self.moments.append(moment | {"accuracy": math.nan if self.last is None else float(self.last.mean())})
+
+    def measure(self, batch: Batch) -> Start:
+        """What any other method would find as well, before the first step."""
+        return Start(common(self.net, batch, self.job.lens, self.job.seed), self.correct())
 
     def correct(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which test samples are labelled right now."""
@@ -212,6 +226,7 @@ def audit(
     force: bool = False,
     wait: float = 0.0,
     images: Images | Sequences | None = None,
+    shared: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Train and audit, or resume, or return what is already there.
@@ -222,6 +237,7 @@ def audit(
         force: throw away what is there of it.
         wait: seconds to wait for another process that is at it.
         images: the job's data where they are at hand; read otherwise.
+        shared: folder of starts that other runs of its seed have measured or will read.
         on_progress: called after every epoch.
 
     Returns:
@@ -240,7 +256,7 @@ def audit(
         if done is not None:
             return done
         ensure_directory(folder)
-        training = Training(job, folder, images or job.load())
+        training = Training(job, folder, images or job.load(), shared)
         training.resume()
         if not training.moments:
             training.look(0.0, math.nan, full=True)

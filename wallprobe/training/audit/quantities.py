@@ -124,8 +124,39 @@ def at_rest(net: nn.Module) -> Iterator[None]:
         net.train(training)
 
 
+@dataclass(frozen=True)
+class Common:
+    """What a look finds whoever trains the net: at the start, the same for every method.
+
+    Attributes:
+        along: change of the mean loss along random directions [state, direction, step length], nats.
+        precision: least cosine of the reference in fp32 and in fp64, state by state.
+    """
+
+    along: npt.NDArray[np.float64]
+    precision: Row
+
+
+def common(net: Net, batch: Batch, lens: Lens, seed: int) -> Common:
+    """What `observe` would find for any estimator, and spends most of its time on."""
+    few = slice(lens.nudge_samples)
+    with at_rest(net):
+        with torch.no_grad():
+            states = net.states(batch.x[few])
+        return Common(_along_random(net, states, batch.y[few], lens, seed), _precision(net, batch))
+
+
 def observe(
-    net: Net, start: Net, estimator: CreditEstimator, batch: Batch, lens: Lens, seed: int, *, full: bool, precise: bool
+    net: Net,
+    start: Net,
+    estimator: CreditEstimator,
+    batch: Batch,
+    lens: Lens,
+    seed: int,
+    *,
+    full: bool,
+    precise: bool,
+    known: Common | None = None,
 ) -> dict[str, Row]:
     """Every layered quantity now.
 
@@ -138,6 +169,7 @@ def observe(
         seed: of nulls and directions.
         full: also nulls, nudges and singular values, which cost more than the rest.
         precise: also the reference in fp64.
+        known: what `common` found for this net; it is not measured again.
 
     Returns:
         Name -> one figure for each of h_0..h_L, NaN where it is not defined or was not measured. Those of weights and the block ratio
@@ -170,9 +202,9 @@ def observe(
             found["null_low"], found["null_high"] = (np.quantile(drawn.numpy(), level, axis=1) for level in (0.025, 0.975))
             deep = drawn[1:].mean(0).numpy()
             found["deep_null"] = np.quantile(deep, [0.025, 0.975])
-            found |= _nudges(net, few, lens, seed)
+            found |= _nudges(net, few, lens, seed, None if known is None else known.along)
         if precise:
-            found["g32_g64"] = _precision(net, Batch(batch.x[:CHUNK], batch.y[:CHUNK]))
+            found["g32_g64"] = _precision(net, batch) if known is None else known.precision
     empty = np.full(net.depth + 1, math.nan)
     return {name: found.get(name, empty) for name in LAYERED} | {"deep_null": found.get("deep_null", np.full(2, math.nan))}
 
@@ -282,27 +314,37 @@ class _Few:
 
 
 @torch.no_grad()
-def _nudges(net: Net, few: _Few, lens: Lens, seed: int) -> dict[str, Row]:
-    """Change of the mean loss when a state is moved against its credit, and along random directions of the same length."""
+def _nudges(net: Net, few: _Few, lens: Lens, seed: int, along: npt.NDArray[np.float64] | None) -> dict[str, Row]:
+    """Change of the mean loss when a state is moved against its credit, and the lower bound of that along random directions."""
+    y, states = torch.cat(few.labels), [torch.cat(parts) for parts in zip(*few.states, strict=True)]
+    credits = [torch.cat(parts) for parts in zip(*few.credits, strict=True)]
+    band = _along_random(net, states, y, lens, seed) if along is None else along
+    plain = float(net.losses(torch.cat(few.logits), y).double().mean())
     made: dict[str, list[float]] = {f"{name}{end}": [] for name in ETAS for end in ("", "_low")}
-    y = torch.cat(few.labels)
-    plain = net.losses(torch.cat(few.logits), y).double().mean()
-    places = zip(zip(*few.states, strict=True), zip(*few.credits, strict=True), strict=True)
-    for place, (states, credits) in enumerate(places):
-        state, credit = torch.cat(states), torch.cat(credits)
-        size = _lengths(state)
-
-        def change(direction: Tensor, place: int = place, state: Tensor = state, size: Tensor = size) -> list[float]:
-            length = _lengths(direction)
-            unit = torch.where(length > 0, size / length, 0.0)
-            return [_moved(net, place, state, direction, eta * unit, y) - float(plain) for eta in ETAS.values()]
-
-        draws = generator(seed, "nudge", place)
-        along = np.asarray([change(torch.randn(credit.shape, generator=draws)) for _ in range(lens.directions)])
-        for column, (name, value) in enumerate(zip(ETAS, change(credit), strict=True)):
+    for place, (state, credit) in enumerate(zip(states, credits, strict=True)):
+        for column, (name, value) in enumerate(zip(ETAS, _changes(net, place, state, credit, y, plain), strict=True)):
             made[name].append(value)
-            made[f"{name}_low"].append(_lower(along[:, column]))
+            made[f"{name}_low"].append(_lower(band[place, :, column]))
     return {name: np.asarray(values) for name, values in made.items()}
+
+
+@torch.no_grad()
+def _along_random(net: Net, states: list[Tensor], y: Tensor, lens: Lens, seed: int) -> npt.NDArray[np.float64]:
+    """Change of the mean loss along random directions: [state, direction, step length]."""
+    plain = float(net.losses(net.readout(states[-1]), y).double().mean())
+    found = []
+    for place, state in enumerate(states):
+        draws = generator(seed, "nudge", place)
+        drawn = (torch.randn(state.shape, generator=draws) for _ in range(lens.directions))
+        found.append([_changes(net, place, state, direction, y, plain) for direction in drawn])
+    return np.asarray(found)
+
+
+def _changes(net: Net, place: int, state: Tensor, direction: Tensor, y: Tensor, plain: float) -> list[float]:
+    """Change of the mean loss for each step length against a direction."""
+    size, length = _lengths(state), _lengths(direction)
+    unit = torch.where(length > 0, size / length, 0.0)
+    return [_moved(net, place, state, direction, eta * unit, y) - plain for eta in ETAS.values()]
 
 
 def _lengths(x: Tensor) -> Float[Tensor, " batch"]:
@@ -330,7 +372,8 @@ def _lower(draws: Row) -> float:
 
 
 def _precision(net: Net, batch: Batch) -> Row:
-    """Least cosine over samples between the reference in fp32 and in fp64, state by state."""
+    """Least cosine over the first samples between the reference in fp32 and in fp64, state by state."""
+    batch = Batch(batch.x[:CHUNK], batch.y[:CHUNK])
     wide: Any = copy.deepcopy(net).double()
     fine = reference(wide, Batch(batch.x.double() if batch.x.is_floating_point() else batch.x, batch.y)).grads
     pairs = zip(reference(net, batch).grads, fine, strict=True)
