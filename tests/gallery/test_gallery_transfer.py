@@ -1,6 +1,7 @@
 """The pages of ablation, rescue and readout: what they draw, that plotly takes it, and that a Result without arrays gets a table."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -114,10 +115,22 @@ def test_readout_opens_at_the_strongest_pair_with_raw_and_aligned_side_by_side()
     rules = {trace["name"]: trace["y"] for trace in specs(made)[1][0]["data"] if "name" in trace}
     assert max(rules["raw"]) == pytest.approx(0.07)  # at the other index, where it is larger
     assert len(specs(made)[2][0]["data"]) == 4
-    assert [trace["showlegend"] for trace in specs(made)[2][0]["data"]] == [True] * 4
+    fits = specs(made)[2][0]["data"]
+    assert [trace["showlegend"] for trace in fits] == [True] * 4
+    assert [trace["name"] for trace in fits[:2]] == ["rotated, p5 to c0", "rotated, c0@7 to c0"]
+    assert fits[0]["marker"]["symbol"] != fits[1]["marker"]["symbol"]
     assert made.sections[-1].rows == [
         ["p5 to c0, one initialisation", *["0.060"] * 3, "0.070"],
         ["c0@7 to c0, two initialisations", "0.060", "0.060", "0.800", "0.050"],
+    ]
+
+
+def test_many_pairs_share_the_legend_of_the_fits_by_initialisation() -> None:
+    data = read_out().data.isel(pair=[0, 1] * 3).assign_coords(pair=[f"run {number}" for number in range(6)])
+    fits = specs(readout.exhibit(replace(read_out(), data=data)))[2][0]["data"]
+    assert len(fits) == 12
+    assert [trace["name"] for trace in fits if trace["showlegend"]] == [
+        f"{basis}, {starts} initialisation{end}" for basis in ("rotated", "ridge-aligned") for starts, end in (("one", ""), ("two", "s"))
     ]
 
 

@@ -235,3 +235,30 @@ def test_batch_norm_with_channels_last_is_torchs_own_in_double_precision():
     torch.testing.assert_close(ours.running_mean.double(), theirs.running_mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.running_var.double(), theirs.running_var, rtol=1e-5, atol=1e-6)
     assert ours.num_batches_tracked == theirs.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("least", [0.5, -1.0])
+@pytest.mark.parametrize("training", [True, False])
+def test_pooled_before_it_is_normalised_a_map_is_the_same(least, training):
+    draws = torch.Generator().manual_seed(0)
+    x = (torch.randn(8, 4, 9, 7, generator=draws) * 3 + 2).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    ours, theirs = BatchNorm(4), torch.nn.BatchNorm2d(4).double()
+    with torch.no_grad():
+        for norm in (ours, theirs):
+            norm.weight.copy_(torch.tensor([least, 1.0, 0.3, 2.0]))
+            norm.bias.copy_(torch.linspace(-1, 1, 4))
+            norm.running_var.fill_(1.7)
+            norm.train(training)
+    wide = x.detach().double().requires_grad_(True)
+    out, expected = ours.pooled(x), torch.nn.functional.max_pool2d(theirs(wide), 2)
+    pulled = torch.randn(out.shape, generator=draws)
+    out.backward(pulled)
+    expected.backward(pulled.double())
+    assert out.shape == (8, 4, 4, 3)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+    for one, other in ((x.grad, wide.grad), (ours.weight.grad, theirs.weight.grad), (ours.bias.grad, theirs.bias.grad)):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.running_mean.double(), theirs.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.running_var.double(), theirs.running_var, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(ours.eval().pooled(x), torch.nn.functional.max_pool2d(ours(x), 2))

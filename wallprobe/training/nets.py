@@ -205,10 +205,26 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised by the batch while training, by the running figures at rest."""
-        if not self.training or not x.is_contiguous(memory_format=torch.channels_last):
+        if not self._by_pixels(x):
             return super().forward(x)
         function: Any = _Normalise
-        out, mean, variance = function.apply(x, self.weight, self.bias, self.eps)
+        return self._run(x, *function.apply(x, self.weight, self.bias, self.eps))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Normalised, then max-pooled by 2. Where no gain is negative, the largest stays the largest: pooling first gives the same
+        values and leaves a quarter to normalise."""
+        if bool((self.weight < 0).any()) or (self.training and not self._by_pixels(x)):
+            return F.max_pool2d(self(x), 2)
+        if not self.training:
+            return super().forward(F.max_pool2d(x, 2))
+        function: Any = _NormalisePooled
+        return self._run(x, *function.apply(x, self.weight, self.bias, self.eps))
+
+    def _by_pixels(self, x: Tensor) -> bool:
+        return self.training and x.is_contiguous(memory_format=torch.channels_last)
+
+    def _run(self, x: Tensor, out: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        """The normalised map, the batch's figures having gone into the running ones."""
         pixels, running = x.numel() // x.shape[1], self.momentum or 0.1
         unbiased = variance * (pixels / max(1, pixels - 1))
         for kept, now in ((self.running_mean, mean), (self.running_var, unbiased)):
@@ -216,8 +232,7 @@ class BatchNorm(nn.BatchNorm2d):
                 kept.lerp_(now, running)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        normed: Tensor = out
-        return normed
+        return out
 
 
 class _Normalise(torch.autograd.Function):
@@ -225,10 +240,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        rows = _pixels(x)
-        mean = rows.mean(0)
-        centred = rows - mean
-        variance = (centred * centred).mean(0)
+        centred, mean, variance = _centred(x)
         scale = (variance + eps).rsqrt()
         ctx.save_for_backward(centred, scale, weight)
         ctx.mark_non_differentiable(mean, variance)
@@ -247,6 +259,43 @@ class _Normalise(torch.autograd.Function):
         return _maps(back, given[0].shape), along * scale, total, None
 
 
+class _NormalisePooled(torch.autograd.Function):
+    """The same, max-pooled by 2 behind; gains are 0 or more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        centred, mean, variance = _centred(x)
+        scale = (variance + eps).rsqrt()
+        largest, where = F.max_pool2d(_maps(centred, x.shape), 2, return_indices=True)
+        ctx.save_for_backward(centred, largest, where, scale, weight)
+        ctx.whole = x.shape
+        ctx.mark_non_differentiable(mean, variance)
+        return _maps(torch.addcmul(bias, _pixels(largest), weight * scale), largest.shape), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        centred, largest, where, scale, weight = ctx.saved_tensors
+        rows = _pixels(given[0])
+        total, along = rows.sum(0), (rows * _pixels(largest)).sum(0)
+        if not ctx.needs_input_grad[0]:
+            return None, along * scale, total, None
+        gain, shape = weight * scale, ctx.whole
+        back = torch.ops.aten.max_pool2d_with_indices_backward(
+            _maps(rows * gain, given[0].shape), _maps(centred, shape), [2, 2], [2, 2], [0, 0], [1, 1], False, where
+        )
+        flat = _pixels(back)
+        flat.addcmul_(centred, -gain * scale * scale * along / len(centred)).sub_(gain * total / len(centred))
+        return _maps(flat, shape), along * scale, total, None
+
+
+def _centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a map: [pixel, channel] about each channel's mean, that mean, and the (biased) variance."""
+    rows = _pixels(x)
+    mean = rows.mean(0)
+    centred = rows - mean
+    return centred, mean, (centred * centred).mean(0)
+
+
 def _pixels(x: Tensor) -> Tensor:
     """A map as [pixel, channel]; a view where channels lie last."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -260,7 +309,7 @@ def _maps(rows: Tensor, shape: torch.Size) -> Tensor:
 class ConvBlock(nn.Module):
     """3 x 3 convolution, batch norm, ReLU, max-pooling by 2 where there are two pixels to pool.
 
-    Channels lie last in memory, which pooling takes a tenth of the time for; pooling comes before the ReLU, which changes no value.
+    Channels lie last in memory, which pooling takes a tenth of the time for; the ReLU comes behind the pooling, which changes no value.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -269,8 +318,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """The next state."""
-        out = self.norm(self.conv(channels_last(h)))
-        return F.relu(F.max_pool2d(out, 2) if min(out.shape[2:]) > 1 else out)
+        out = self.conv(channels_last(h))
+        return F.relu(self.norm.pooled(out) if min(out.shape[2:]) > 1 else self.norm(out))
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def _spec(records: Sequence[dict[str, Any]], most: int, area: str) -> Spec:
         "base": [item["accepted_low"] for item in share],
         "x": [item["accepted_high"] - item["accepted_low"] for item in share],
         "width": 0.66,
-        "marker": {"color": "@shade", "line": {"color": "@line", "width": 1}},
+        "marker": {"color": "@series-3-soft", "line": {"color": "@line", "width": 1}},
         "hoverinfo": "skip",
     }
     color, symbol = MARKS[str(records[0]["verdict"])]

@@ -15,6 +15,7 @@ BASES = {
     "ridge": ("ridge-aligned", "@series-2", "dot", "square"),
 }
 STARTS = {1: "one initialisation", 0: "two initialisations"}
+MARKS = ("circle", "square", "diamond", "cross")  # of a few pairs, one each; more share the legend's lines
 
 
 def exhibit(result: Result) -> Exhibit:
@@ -89,14 +90,16 @@ def _fit(result: Result) -> Figure:
     """Held-out R^2 of the maps by depth, all pairs: solid where the initialisation is shared."""
     data = result.data.isel(index=-1)
     depths, labels = data["depth"].values.tolist(), pairs(result)
+    names, few = data["pair"].values.tolist(), len(labels) <= len(MARKS)
     shared = data["shared_initialisation"].values.tolist() if "shared_initialisation" in data else [1] * len(labels)
     traces: list[Spec] = []
     for align in ("procrustes", "ridge"):
         words, color, _, symbol = BASES[align]
         for place, label in enumerate(labels):
-            group = f"{words}, {STARTS[shared[place]]}"
+            group = f"{words}, {names[place] if few else STARTS[shared[place]]}"
             at, dash = data.isel(pair=place).sel(align=align), "solid" if shared[place] else "dot"
-            drawn = charts.line(at, "alignment_r2", depths, label=group, color=color, dash=dash, symbol=symbol)
+            mark = MARKS[place] if few else symbol
+            drawn = charts.line(at, "alignment_r2", depths, label=group, color=color, dash=dash, symbol=mark)
             hover = {"hovertemplate": f"{charts.text(label)}: %{{y:.2f}}<extra></extra>"}
             traces.append(drawn | hover | {"legendgroup": group, "showlegend": all(trace["legendgroup"] != group for trace in traces)})
     values = data["alignment_r2"].sel(align="ridge").values.astype(float)

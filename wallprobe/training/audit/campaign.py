@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from wallprobe import runs
+from wallprobe.allocator import keep_freed
 from wallprobe.errors import WallprobeError
 from wallprobe.results import Result, load_result
 from wallprobe.storage import read_json
@@ -176,10 +177,11 @@ def _changed(job: AuditJob, root: Path | None, looked: dict[str, int]) -> bool:
 
 
 def begin() -> None:
-    """Set a worker up: one thread, and an end with its parent, however that ends."""
+    """Set a worker up: one thread, freed memory kept, and an end with its parent, however that ends."""
     import torch
 
     torch.set_num_threads(1)
+    keep_freed()
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
