@@ -52,7 +52,6 @@ def gains(
     json: common.Json = False,
 ) -> None:
     """Gain of every attention and MLP sub-layer, with and without attention-sink tokens."""
-    from wallprobe.cli import gains_tables as tables
     from wallprobe.cli.scaling import report as report_scaling
     from wallprobe.errors import ConfigError
     from wallprobe.hooks import scaling
@@ -86,13 +85,20 @@ def gains(
         told = common.together(measured, "model")
         common.print_json(told if law is None else told | {"scaling": law.to_json()})
         return
+    _print(measured, folders, norms)
+    if law is not None:
+        report_scaling(common.out(), law, law.save(results))
+
+
+def _print(measured: "list[Result]", folders: list[Path], norms: bool) -> None:
+    """Each model's tables, and of several a comparison."""
+    from wallprobe.cli import gains_tables as tables
+
     console = common.out()
     for result, folder in zip(measured, folders, strict=True):
         tables.report(console, result, str(folder), norms)
     if len(measured) > 1:
         console.print(tables.comparison(measured))
-    if law is not None:
-        report_scaling(console, law, law.save(results))
 
 
 def _over_training(

@@ -70,15 +70,8 @@ def train(
     manifest: dict[str, Any]
     if len(todo) > 1 or matrix or seeds or jobs or engine != "local":
         manifest = {"recipe": recipe.config(), "matrix": matrix, "seeds": sorted({job.seed for job in todo})}
-        settings: dict[str, Any] = {
-            "workers": jobs,
-            "threads": threads,
-            "device": place,
-            "compile": compiled,
-            "force": force,
-            "engine": engine,
-        }
-        sweeping.run_sweep(todo, runs, json=json, manifest=manifest, **settings)
+        settings: dict[str, Any] = {"workers": jobs, "threads": threads, "device": place, "compile": compiled, "force": force}
+        sweeping.run_sweep(todo, runs, json=json, manifest=manifest, engine=engine, **settings)
         return
     if threads is not None:
         torch.set_num_threads(threads)

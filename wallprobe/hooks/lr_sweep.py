@@ -4,6 +4,7 @@ w - lr g, the loss of the same batch (or of held-out sequences) minus what it wa
 `first_order` is -lr <g, g_ref>, what the change would be if the loss were straight: where the two part, the step has left the slope.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from wallprobe.training.estimators import Batch
 LRS = tuple(10 ** (power / 2) for power in range(-8, 1))
 NORMALISE = ("none", "unit", "match")
 EVALUATE = ("same", "heldout")
+ANGLES = {"cos": "cosine to the reference, blocks", "k": "norm over the reference's, blocks"}
 DIVERGED = 1.0  # nats lost from which a step counts as diverged
 
 
@@ -71,23 +73,15 @@ def lr_sweep(
     grads, reasons = _gradients(found, chosen, batch, seed)
     there = batch if evaluate == "same" else found.held_out
     scale, angles = _scales(grads, chosen.reference, normalise), _angles(found, grads, chosen.reference)
-    losses: dict[str, list[float]] = {}
-    before, done = _loss(model, there), 0
-    with gradients.restored(model) as kept:
-        for spec in chosen.specs:
-            losses[spec] = []
-            for lr in lrs:
-                losses[spec].append(_stepped(model, kept, grads.get(spec), lr * scale.get(spec, math.nan), there))
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, len(lrs) * len(chosen.specs))
+    before = _loss(model, there)
+    losses = _losses(model, {spec: (grads.get(spec), scale.get(spec, math.nan)) for spec in chosen.specs}, lrs, there, on_progress)
     if _loss(model, there) != before:
         raise InstrumentError(f"the parameters of {found.name} are not what they were before the sweep")
     short = labels(chosen.specs)
     coords = {"gradient": list(short.values()), "lr": list(lrs)}
     straight = [[-lr * scale.get(spec, math.nan) * angles[spec][2] for lr in lrs] for spec in chosen.specs]
     data = _data(coords, [losses[spec] for spec in chosen.specs], before, straight)
-    for place, (name, words) in enumerate((("cos", "cosine to the reference, blocks"), ("k", "norm over the reference's, blocks"))):
+    for place, (name, words) in enumerate(ANGLES.items()):
         data[name] = (("gradient",), [angles[spec][place] for spec in chosen.specs], {"units": "1", "long_name": words})
     data["reason"] = (("gradient",), [reasons.get(spec, "") for spec in chosen.specs], {"units": "text", "long_name": "why there is none"})
     data.attrs |= {"reference": short[chosen.reference], "normalise": normalise, "evaluate": evaluate}
@@ -105,6 +99,23 @@ def lr_sweep(
         restored="bitwise",
     )
     return Result("lr_sweep", data, ("gradient", "lr"), _summary(found, chosen, data, before, reasons), manifest)
+
+
+def _losses(
+    model: Any,
+    steps: Mapping[str, tuple[Mapping[str, Tensor] | None, float]],
+    lrs: Sequence[float],
+    there: Batch,
+    on_progress: Callable[[int, int], None] | None,
+) -> dict[str, list[float]]:
+    """For each (gradient, its scale) the loss after a step of every learning rate; the parameters are put back."""
+    losses: dict[str, list[float]] = {spec: [] for spec in steps}
+    with gradients.restored(model) as kept:
+        for done, ((spec, (grad, scale)), lr) in enumerate(itertools.product(steps.items(), lrs), 1):
+            losses[spec].append(_stepped(model, kept, grad, lr * scale, there))
+            if on_progress is not None:
+                on_progress(done, len(lrs) * len(steps))
+    return losses
 
 
 def _check(lrs: Sequence[float], normalise: str, evaluate: str) -> None:

@@ -31,6 +31,7 @@ MEASURES = {
     "delta_entropy": ("change of the prediction's entropy", "nats"),
     "delta_top1": ("change of the share of next tokens put first", "fraction"),
 }
+TABLE = ("layer", "scale", "place")
 
 
 def rescale(
@@ -92,8 +93,7 @@ def rescale(
         for row, number in enumerate(part.members)
         for place in part.sink[row].nonzero().flatten().tolist()
     ]
-    values = _means(sums, counts, seed, draws)
-    return _result(loaded, prompts, branch, chosen, controls, factors, values, sinks, seed, watch)
+    return _result(loaded, prompts, branch, chosen, controls, factors, _means(sums, counts, seed, draws), sinks, seed, watch)
 
 
 def _means(
@@ -179,19 +179,11 @@ def _result(
     seed: int,
     watch: Stopwatch,
 ) -> Result:
-    table = ("layer", "scale", "place")
-    coords = {"layer": chosen + controls, "scale": factors, "place": list(PLACES)}
     values = bounded[0]
     if not sinks:  # nothing was scaled there: not a change of 0
         bounded[..., PLACES.index("sink")] = math.nan
-    variables: dict[str, Any] = {}
-    for at, (name, (long_name, unit)) in enumerate(MEASURES.items()):
-        for bound, (suffix, words) in enumerate(BOUNDS.items()):
-            variables[f"{name}{suffix}"] = (table, bounded[bound, at].numpy(), unit, f"{long_name}{words}")
-    flags = torch.zeros(values.shape[1:])
-    flags[len(chosen) :] = 1
-    variables["is_control"] = (table, flags.numpy(), "1", "1 for a layer drawn at random as control")
-    data = dataset(coords, variables, model=loaded.name, branch=branch, prompts=prompts.name)
+    coords = {"layer": chosen + controls, "scale": factors, "place": list(PLACES)}
+    data = dataset(coords, _variables(bounded, len(chosen)), model=loaded.name, branch=branch, prompts=prompts.name)
     off = values[0, : len(chosen), factors.index(0.0), 0] if 0.0 in factors else values[0, : len(chosen), 0, 0]
     worst = int(off.argmax())
     summary: dict[str, Any] = {
@@ -232,4 +224,15 @@ def _result(
         first_token=FIRST_TOKEN,
         sinks=sinks,
     )
-    return Result("rescale", data, table, summary, manifest)
+    return Result("rescale", data, TABLE, summary, manifest)
+
+
+def _variables(bounded: Float[Tensor, "bound measure layer scale place"], asked: int) -> dict[str, Any]:
+    """The measures with their bounds, and which layers are controls: those behind the ones asked for."""
+    variables: dict[str, Any] = {}
+    for at, (name, (long_name, unit)) in enumerate(MEASURES.items()):
+        for bound, (suffix, words) in enumerate(BOUNDS.items()):
+            variables[f"{name}{suffix}"] = (TABLE, bounded[bound, at].numpy(), unit, f"{long_name}{words}")
+    flags = torch.zeros(bounded.shape[2:])
+    flags[asked:] = 1
+    return variables | {"is_control": (TABLE, flags.numpy(), "1", "1 for a layer drawn at random as control")}

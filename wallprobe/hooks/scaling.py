@@ -264,13 +264,9 @@ def scaling(
     summary = _summary(points, law, spread, nested, without, robust) | {"quantity": quantity, "source": source}
     summary |= _critical(points, seed)
     summary["finding"] = _finding(summary)
+    models = {point.model: [point.n_params, point.gain] for point in points}
     manifest = provenance(
-        config={
-            "models": {point.model: [point.n_params, point.gain] for point in points},
-            "quantity": quantity,
-            "seed": seed,
-            "draws": draws,
-        }
+        config={"models": models, "quantity": quantity, "seed": seed, "draws": draws}
         | ({} if targets is None else {"targets": list(targets)}),
         device="cpu",
         dtype="float64",
