@@ -29,7 +29,7 @@ from wallprobe.training.nets import Sizes
 from wallprobe.training.sweep import share_cores
 
 METHODS = ("bp", "fa", "dfa", "frozen")
-# Where a pass is dear. With 256 samples a true gradient's nudge was 240 to 370 times the bound of the band along random directions (medians).
+# Where a pass is dear. Of 256 samples a true gradient's nudge was 240 to 370 times the bound along random directions (medians).
 FEW = Lens(nudge_samples=128)
 # architecture -> what the campaign sets beside the data's usual: sized so that all 48 runs take half an hour on two cores
 CAMPAIGN: Mapping[str, Mapping[str, Any]] = MappingProxyType(

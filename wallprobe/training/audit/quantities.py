@@ -200,8 +200,7 @@ def observe(
         if full:
             drawn = torch.cat(nulls, -1).nanmean(-1)  # layer, draw
             found["null_low"], found["null_high"] = (np.quantile(drawn.numpy(), level, axis=1) for level in (0.025, 0.975))
-            deep = drawn[1:].mean(0).numpy()
-            found["deep_null"] = np.quantile(deep, [0.025, 0.975])
+            found["deep_null"] = np.quantile(drawn[1:].mean(0).numpy(), [0.025, 0.975])
             found |= _nudges(net, few, lens, seed, None if known is None else known.along)
         if precise:
             found["g32_g64"] = _precision(net, batch) if known is None else known.precision
