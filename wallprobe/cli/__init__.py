@@ -109,10 +109,6 @@ def main() -> None:
                 prog = " ".join(["wallprobe", arguments[0], *([inner] if inner else [])])
                 GROUPS[arguments[0]].group(inner)(args=["--help"], prog_name=prog)
             build_app(arguments[:1])(args=["--help"], prog_name=f"wallprobe {arguments[0]}")
-        if arguments and "--help" not in arguments:
-            from wallprobe.allocator import keep_freed
-
-            keep_freed()
         build_app()()
     except WallprobeError as error:
         sys.stderr.write(f"wallprobe: {' '.join(str(error).split())}\n")

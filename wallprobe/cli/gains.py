@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from wallprobe.hooks.gain_report import Settings
     from wallprobe.hooks.prompt_sets import PromptSet
+    from wallprobe.manifest import Stopwatch
     from wallprobe.models import Loaded
     from wallprobe.results import Result
     from wallprobe.streamed import Streamed
@@ -53,10 +54,8 @@ def gains(
 ) -> None:
     """Gain of every attention and MLP sub-layer, with and without attention-sink tokens."""
     from wallprobe.cli.scaling import report as report_scaling
-    from wallprobe.errors import ConfigError
     from wallprobe.hooks import scaling
     from wallprobe.hooks.gain_report import Settings
-    from wallprobe.hooks.gain_series import over_models
     from wallprobe.hooks.prompt_sets import read_texts
     from wallprobe.hooks.remote import check as check_remote
     from wallprobe.manifest import Stopwatch
@@ -72,15 +71,12 @@ def gains(
         _over_training(models, settings, sources, more, device=device, runs=runs, results=results, json=json)
         return
     watch = Stopwatch()
-    if remote != "none" and (fold or stream or l_star):
-        raise ConfigError(f"--remote {remote} sends back norms alone; leave --fold, --stream and --l-star out")
+    _check_apart(remote, fold or bool(stream) or l_star)
     room = streaming.Room.of(False if remote != "none" else stream, max_ram, results, str(pick_device(device)))
     measured = _measure(models, settings, sources, room, fold=fold, l_star=l_star, remote=remote, runs=runs)
     _note_copies(measured)
     law = scaling.scaling(scaling.points_of(measured)) if fit else None
-    folders = [result.save(results) for result in measured]
-    if len({str(result.summary["model"]) for result in measured}) == len(measured) > 1:
-        over_models(measured, watch).save(results)
+    folders = _save(measured, watch, results)
     if json:
         told = common.together(measured, "model")
         common.print_json(told if law is None else told | {"scaling": law.to_json()})
@@ -88,6 +84,23 @@ def gains(
     _print(measured, folders, norms)
     if law is not None:
         report_scaling(common.out(), law, law.save(results))
+
+
+def _check_apart(remote: str, whole: bool) -> None:
+    from wallprobe.errors import ConfigError
+
+    if remote != "none" and whole:
+        raise ConfigError(f"--remote {remote} sends back norms alone; leave --fold, --stream and --l-star out")
+
+
+def _save(measured: "list[Result]", watch: "Stopwatch", results: Path | None) -> list[Path]:
+    """Each model's result, and of several different ones their comparison; the folders of the first."""
+    from wallprobe.hooks.gain_series import over_models
+
+    folders = [result.save(results) for result in measured]
+    if len({str(result.summary["model"]) for result in measured}) == len(measured) > 1:
+        over_models(measured, watch).save(results)
+    return folders
 
 
 def _print(measured: "list[Result]", folders: list[Path], norms: bool) -> None:

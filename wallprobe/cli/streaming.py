@@ -75,13 +75,11 @@ def run(
         view, bar: the progress.
         held: bytes that `work` holds besides.
     """
-    from wallprobe.allocator import give_back
     from wallprobe.hooks.prompt_sets import encode
     from wallprobe.hooks.streaming import GIB, check_budget
     from wallprobe.results import default_root
     from wallprobe.streamed import open_streamed
 
-    give_back()
     model, short = open_streamed(name), reading.short_name(name)
     try:
         chosen = encode(name, model.tokenizer, model.context, model.vocabulary, *sources)

@@ -121,11 +121,6 @@ def penalised(total: Tensor, states: list[Tensor], penalty: float) -> Tensor:
     return total + penalty * sum((state.square().mean() for state in states), torch.zeros((), dtype=total.dtype))
 
 
-def inner(left: Tensor, right: Tensor) -> Tensor:
-    """<left, right>, summed over everything."""
-    return (left * right).sum()
-
-
 def outputs(model: Net, x: Tensor) -> list[list[Tensor]]:
     """A forward pass cut before every part of every block: for each state h_0..h_L, the outputs that make it (one a part)."""
     made = [[model.embed(x)]]

@@ -1,6 +1,6 @@
 """What every method's run of a seed finds before its first step: measured by the first that comes to it, read by the others.
 
-The methods of a seed start from the same weights and are looked at on the same samples, and four fifths of that look ask nothing of the
+The methods of a seed start from the same weights and are looked at on the same samples, and most of that look asks nothing of the
 method. What is shared lies in a folder of whoever runs them and goes with it, so that nothing of an older version is ever read.
 """
 
