@@ -18,12 +18,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from wallprobe.equilibrium import EqConfig, Equilibrium, PlainEquilibrium, fill
-from wallprobe.runs import find_run
+from wallprobe.models.equilibrium import EqConfig, Equilibrium, PlainEquilibrium, fill
+from wallprobe.store.runs import find_run
 from wallprobe.tasks.text import TextSpec, from_manifest, load_text
 from wallprobe.training.equilibrium.estimators import cross_entropy
-from wallprobe.training.estimators import Batch, GradResult, make_estimator
-from wallprobe.training.feedback import named_grads
+from wallprobe.training.estimators.gradients import named_grads
+from wallprobe.training.estimators.protocol import Batch, GradResult, make_estimator
 
 Grad = Callable[[], GradResult]
 

@@ -19,9 +19,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from wallprobe import models
-from wallprobe.hooks.gains import measure_norms
-from wallprobe.hooks.prompt_sets import prompt_set
-from wallprobe.hooks.streaming import GIB, anonymous_bytes
+from wallprobe.hooks.attach.prompt_sets import prompt_set
+from wallprobe.hooks.gains.measure import measure_norms
+from wallprobe.hooks.gains.streaming import GIB, anonymous_bytes
 
 CONSOLE = Console(width=120)
 SITES = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post", "ln1.hook_out", "ln2.hook_out")

@@ -2,7 +2,7 @@
 
     python benchmarks/gallery.py [--results 200] [--cards 1000]
 
-Results are made by numpy after the instruments' schemas (tests/gallery/gallery_samples.py). Wall time and CPU time; each
+Results are made by numpy after the instruments' schemas (tests/gallery/samples.py). Wall time and CPU time; each
 rebuild is told twice: within the process (as `gallery serve` does it) and as the command, start-up included.
 """
 
@@ -22,13 +22,13 @@ from typing import Any
 from wallprobe.gallery import Exhibit, Figure, build_site
 from wallprobe.gallery.exhibits import attention, evaluation, gains, interchange
 from wallprobe.gallery.pages import result_page
-from wallprobe.runs import list_runs
+from wallprobe.store.runs import list_runs
 
 HERE = Path(__file__).resolve().parent
 
 
 def samples() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gallery_samples", HERE.parent / "tests" / "gallery" / "gallery_samples.py")
+    spec = importlib.util.spec_from_file_location("samples", HERE.parent / "tests" / "gallery" / "samples.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -26,9 +26,9 @@ from rich.table import Table
 from torch import Tensor
 
 from wallprobe import models
-from wallprobe.hooks import cache, resume, sites, stacks
+from wallprobe.hooks.attach import cache, resume, sites, stacks
 from wallprobe.rng import generator
-from wallprobe.training import lean
+from wallprobe.training.wall import lean
 
 Cell = tuple[str, int, int]  # site, layer, index
 Donor = Callable[[str, int, int], Tensor]

@@ -28,10 +28,11 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from wallprobe import models
-from wallprobe.hooks import probes, probes_fit
-from wallprobe.hooks.probes_targets import classification
+from wallprobe.hooks.probes import fit as probes_fit
+from wallprobe.hooks.probes import measure as probes
+from wallprobe.hooks.probes.targets import classification
 from wallprobe.rng import generator
-from wallprobe.runs import resolve_run
+from wallprobe.store.runs import resolve_run
 from wallprobe.tasks.registry import from_manifest
 
 ROUNDS = 3

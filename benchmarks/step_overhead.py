@@ -20,9 +20,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from wallprobe.training import batches, loop
-from wallprobe.training.conditions import get_condition
-from wallprobe.training.recipes import get_recipe
+from wallprobe.training.wall import batches, loop
+from wallprobe.training.wall.conditions import get_condition
+from wallprobe.training.wall.recipes import get_recipe
 
 GOAL = 0.05
 WARM_UP = 5  # steps: compilation, first touch of memory

@@ -25,13 +25,13 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
-from wallprobe.ahead import Ahead, can_pass_cache
-from wallprobe.hooks.gain_report import Settings
-from wallprobe.hooks.prompt_sets import PromptSet
-from wallprobe.hooks.streaming import GIB, anonymous_bytes, estimate_bytes, passes_cache, stream_gains
-from wallprobe.products import available
-from wallprobe.shards import Shards
-from wallprobe.streamed import open_streamed
+from wallprobe.hooks.attach.prompt_sets import PromptSet
+from wallprobe.hooks.gains.report import Settings
+from wallprobe.hooks.gains.streaming import GIB, anonymous_bytes, estimate_bytes, passes_cache, stream_gains
+from wallprobe.models.ahead import Ahead, can_pass_cache
+from wallprobe.models.products import available
+from wallprobe.models.shards import Shards
+from wallprobe.models.streamed import open_streamed
 
 CONSOLE = Console(width=140)
 INDEX = "model.safetensors.index.json"

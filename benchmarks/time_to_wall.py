@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from wallprobe import models
-from wallprobe.results import load_result
 from wallprobe.rng import generator
-from wallprobe.runs import EVALUATION, find_run
-from wallprobe.storage import read_json
+from wallprobe.store.results import load_result
+from wallprobe.store.runs import EVALUATION, find_run
+from wallprobe.store.storage import read_json
 from wallprobe.tasks.recurrence import RecurrenceTask
-from wallprobe.training import lean
-from wallprobe.training.recipes import get_recipe
+from wallprobe.training.wall import lean
+from wallprobe.training.wall.recipes import get_recipe
 
 PUBLISHED_STEPS = 150_000
 TARGET_MAE, TARGET_RATIO = 0.020, 76.0
@@ -43,12 +43,12 @@ TRAIN = """
 import json, sys, torch
 from dataclasses import replace
 from pathlib import Path
-from wallprobe.training.compiler import wants_compile
-from wallprobe.training.conditions import get_condition
-from wallprobe.training.evaluate import evaluate
-from wallprobe.training.jobs import Job
-from wallprobe.training.loop import train
-from wallprobe.training.recipes import get_recipe
+from wallprobe.training.wall.compiler import wants_compile
+from wallprobe.training.wall.conditions import get_condition
+from wallprobe.training.wall.evaluate import evaluate
+from wallprobe.training.wall.jobs import Job
+from wallprobe.training.wall.loop import train
+from wallprobe.training.wall.recipes import get_recipe
 root, preset, seed, threads, changes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5])
 torch.set_num_threads(threads)
 run = train(Job(get_condition("c0"), replace(get_recipe(preset), **changes), seed), root, compile=wants_compile("auto"))

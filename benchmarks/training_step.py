@@ -18,7 +18,7 @@ from rich.table import Table
 from wallprobe import models
 from wallprobe.rng import generator
 from wallprobe.tasks.recurrence import RecurrenceTask
-from wallprobe.training import lean
+from wallprobe.training.wall import lean
 
 
 def main() -> None:

@@ -39,10 +39,10 @@ def write_run():
     """A function that writes a run with given stacked parameters into a store, manifest and all."""
     from safetensors.torch import save
 
-    from wallprobe import runs
-    from wallprobe.storage import sha256_file, write_atomic, write_json
+    from wallprobe.store import runs
+    from wallprobe.store.storage import sha256_file, write_atomic, write_json
     from wallprobe.tasks.recurrence import RecurrenceTask
-    from wallprobe.training import lean
+    from wallprobe.training.wall import lean
 
     def write(store, name, params, shape, task=None, embedding_std=1.0):
         task = task or RecurrenceTask()
@@ -66,3 +66,21 @@ def write_run():
         return runs.open_run(folder)
 
     return write
+
+
+@pytest.fixture
+def unbundled(monkeypatch, tmp_path):
+    """Nothing came with the package."""
+    from wallprobe.claims.ledger import measurements
+    from wallprobe.store import runs
+
+    monkeypatch.setattr(runs, "BUNDLED", tmp_path / "no bundle" / "runs")
+    monkeypatch.setattr(measurements, "BUNDLE", tmp_path / "no bundle" / "measurements")
+
+
+@pytest.fixture(scope="session")
+def samples():
+    """Results of every kind, made by hand, hostile ones among them."""
+    from tests.gallery import samples
+
+    return samples

@@ -2,10 +2,10 @@
 
 import pytest
 
-from wallprobe import runs
-from wallprobe.results import load_result
-from wallprobe.training.evaluate import evaluate
-from wallprobe.training.recipes import RECIPES
+from wallprobe.store import runs
+from wallprobe.store.results import load_result
+from wallprobe.training.wall.evaluate import evaluate
+from wallprobe.training.wall.recipes import RECIPES
 
 NAMES = tuple("c0 c1 c2 c3 c4 c5 p1 p2 p3 p4 p5 p6 s1".split())  # noqa: SIM905
 

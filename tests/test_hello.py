@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wallprobe import plugins
-from wallprobe.training import recipes
+from wallprobe.training.wall import recipes
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "wallprobe-hello"
 MICRO = recipes.Recipe(preset="tiny", n_layers=1, d_model=8, n_heads=2, steps=6, batch=8, warmup=1)

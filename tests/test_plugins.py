@@ -8,7 +8,7 @@ from importlib import metadata
 import pytest
 
 from wallprobe import plugins
-from wallprobe.training.conditions import Condition, built_in, conditions
+from wallprobe.training.wall.conditions import Condition, built_in, conditions
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def fake_entry_points(monkeypatch):
     plugins.load_group.cache_clear()
 
 
-BUILT_IN = ("builtin", "wallprobe.training.conditions:built_in")
+BUILT_IN = ("builtin", "wallprobe.training.wall.conditions:built_in")
 
 
 def test_the_built_in_conditions_are_registered():
@@ -33,11 +33,13 @@ def test_the_built_in_conditions_are_registered():
 
 
 def test_a_plugin_adds_but_cannot_replace(fake_entry_points, monkeypatch):
-    import wallprobe.training.conditions as module
+    import wallprobe.training.wall.conditions as module
 
     monkeypatch.setattr(module, "HELLO", Condition("hello", "entropy", "softmax_entropy", positions=(6,)), raising=False)
     monkeypatch.setattr(module, "CLASH", Condition("c0", "token", "softmax_ce"), raising=False)
-    fake_entry_points(("a-hello", "wallprobe.training.conditions:HELLO"), ("clash", "wallprobe.training.conditions:CLASH"), BUILT_IN)
+    fake_entry_points(
+        ("a-hello", "wallprobe.training.wall.conditions:HELLO"), ("clash", "wallprobe.training.wall.conditions:CLASH"), BUILT_IN
+    )
     known = conditions()
     assert known["hello"].positions == (6,)
     assert known["c0"].signal == "none"
@@ -57,10 +59,10 @@ def test_an_unknown_group_is_a_programming_error():
 
 def parts_of(group):
     """What the commands see of a group, by name."""
-    from wallprobe.claims.ledger import areas
-    from wallprobe.hooks.instruments import instruments
+    from wallprobe.claims.ledger.claim import areas
+    from wallprobe.hooks.registry import instruments
     from wallprobe.tasks.registry import tasks
-    from wallprobe.training.estimators import makers
+    from wallprobe.training.estimators.protocol import makers
 
     readers = {"conditions": conditions, "tasks": tasks, "instruments": instruments, "estimators": makers, "claims": areas}
     readers["exhibits"] = lambda: plugins.load_group("wallprobe.exhibits")

@@ -4,20 +4,20 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "Result": "results",
-    "load_result": "results",
-    "list_results": "results",
-    "Run": "runs",
-    "find_run": "runs",
-    "list_runs": "runs",
+    "Result": "store.results",
+    "load_result": "store.results",
+    "list_results": "store.results",
+    "Run": "store.runs",
+    "find_run": "store.runs",
+    "list_runs": "store.runs",
     "load": "models",
     "Loaded": "models",
     "WallprobeError": "errors",
     "RecurrenceTask": "tasks.recurrence",
-    "Condition": "training.conditions",
-    "Job": "training.loop",
-    "train": "training.loop",
-    "evaluate": "training.evaluate",
+    "Condition": "training.wall.conditions",
+    "Job": "training.wall.loop",
+    "train": "training.wall.loop",
+    "evaluate": "training.wall.evaluate",
 }
 
 __all__ = sorted(_HOMES)

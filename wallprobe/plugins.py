@@ -15,6 +15,7 @@ GROUPS = (
     "wallprobe.exhibits",
     "wallprobe.claims",
 )
+PICTURES = "wallprobe.pictures"  # what a notebook shows of a Result; the gallery fills it, plugins have exhibits
 Part = TypeVar("Part")
 
 
@@ -77,7 +78,7 @@ def check_part(part: Any, wanted: type[Part]) -> Part:
 
 def _entries(group: str) -> list[metadata.EntryPoint]:
     """Entry points by name, those of this package first."""
-    if group not in GROUPS:
+    if group not in (*GROUPS, PICTURES):
         raise ValueError(f"'{group}' is no plugin group; there are: {', '.join(GROUPS)}")
 
     def place(entry: metadata.EntryPoint) -> tuple[bool, bool, str]:

@@ -2,13 +2,10 @@
 
 import json
 
-import pytest
-
-from wallprobe.claims import measurements
-from wallprobe.claims.measurements import TASK
-from wallprobe.storage import write_json
-from wallprobe.training.conditions import get_condition
-from wallprobe.training.recipes import RECIPES
+from wallprobe.claims.ledger.measurements import TASK
+from wallprobe.store.storage import write_json
+from wallprobe.training.wall.conditions import get_condition
+from wallprobe.training.wall.recipes import RECIPES
 
 
 def write_run(store, name, instruments=None, *, weight_hash=None, recipe=None, task=None):
@@ -45,12 +42,3 @@ def evaluation(ratio, *, trained=0.05, half=0.0, **more):
     figures = {"wall_ratio": ratio, "trained_mae": trained, "untrained_mae": ratio * trained, **more}
     bounds = {f"{key}{end}": value + sign * half for key, value in figures.items() for end, sign in (("_low", -1), ("_high", 1))}
     return {"eval": (figures | bounds, [])}
-
-
-@pytest.fixture
-def unbundled(monkeypatch, tmp_path):
-    """Nothing came with the package."""
-    from wallprobe import runs
-
-    monkeypatch.setattr(runs, "BUNDLED", tmp_path / "no bundle" / "runs")
-    monkeypatch.setattr(measurements, "BUNDLE", tmp_path / "no bundle" / "measurements")

@@ -1,6 +1,5 @@
-"""Stores and sites for the gallery's tests; pytest imports by path here, so the sample maker is loaded and not imported."""
+"""Stores and sites for the gallery's tests."""
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from wallprobe.gallery import build_site
 from wallprobe.gallery.exhibits import attention, evaluation, gains, interchange
-from wallprobe.runs import find_run
+from wallprobe.store.runs import find_run
 
 MAKERS = {"attention": attention.exhibit, "eval": evaluation.exhibit, "gains": gains.exhibit, "interchange": interchange.exhibit}
 ARGUMENTS = [
@@ -22,16 +21,6 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-
-
-@pytest.fixture(scope="session")
-def samples() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gallery_samples", Path(__file__).with_name("gallery_samples.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

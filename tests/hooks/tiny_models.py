@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from wallprobe.tasks.recurrence import RecurrenceTask
-from wallprobe.training.conditions import Condition
-from wallprobe.training.jobs import Job
-from wallprobe.training.loop import train
-from wallprobe.training.recipes import Recipe
+from wallprobe.training.wall.conditions import Condition
+from wallprobe.training.wall.jobs import Job
+from wallprobe.training.wall.loop import train
+from wallprobe.training.wall.recipes import Recipe
 
 TEXT = "the capital of france is paris which known for tower quick brown fox jumps over lazy dog near river bank"
 WORDS = TEXT.split()

@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wallprobe.claims import gains_published
-from wallprobe.claims.ledger import Area, get_area, judge_all
-from wallprobe.claims.measurements import BUNDLE, PAIR, Measurements, Source, read_measurements
-from wallprobe.claims.record import markdown
+from wallprobe.claims.gains import published
+from wallprobe.claims.ledger.claim import Area, get_area, judge_all
+from wallprobe.claims.ledger.measurements import BUNDLE, PAIR, Measurements, Source, read_measurements
+from wallprobe.claims.ledger.record import markdown
 from wallprobe.errors import ConfigError, WallprobeError
-from wallprobe.results import RECORD
-from wallprobe.runs import open_run
-from wallprobe.storage import write_atomic
+from wallprobe.store.results import RECORD
+from wallprobe.store.runs import open_run
+from wallprobe.store.storage import write_atomic
 
 LIMIT = 100 * 1024  # bytes a run
 WITH_TABLE = ("eval", PAIR)  # what begins with these keeps its long table
@@ -77,7 +77,8 @@ def bundled_ledger(area: Area, preset: str) -> str:
     measurements = area.read(preset, BUNDLE / "no local runs")
     verdicts = judge_all(area, measurements)
     which = "" if area.name == "wall" else f"--area {area.name} "
-    mark = f"<!-- Generated from the bundled measurements: python -m wallprobe.claims.bundle {which}--docs docs/ledger-{area.name}.md -->"
+    command = f"python -m wallprobe.claims.bundle {which}--docs docs/ledger-{area.name}.md"
+    mark = f"<!-- Generated from the bundled measurements: {command} -->"
     return f"{mark}\n\n{markdown(area, measurements, verdicts, verdicts)}"
 
 
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         preset = given.preset or area.preset
         written = [] if given.runs is None else pack_all(given.runs, preset) if area.pack is None else area.pack(given.runs)
         if given.gains:
-            written = [*written, gains_published.pack(Path(given.gains[0]), given.gains[1], given.gains[2])]
+            written = [*written, published.pack(Path(given.gains[0]), given.gains[1], given.gains[2])]
         if given.docs:
             write_atomic(given.docs, bundled_ledger(area, preset).encode())
     except WallprobeError as error:

@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -33,10 +33,10 @@ def ablate(
 ) -> None:
     """Replace the part of a run's states that lies in a subspace, and read what is left of its own answer, beside random spans."""
     from wallprobe import models
-    from wallprobe.hooks.ablation import Ablation, check
-    from wallprobe.hooks.ablation import ablate as measure
-    from wallprobe.hooks.interchange import parse_layers, parse_numbers
-    from wallprobe.runs import resolve_run
+    from wallprobe.hooks.interchange.ablation import Ablation, check
+    from wallprobe.hooks.interchange.ablation import ablate as measure
+    from wallprobe.hooks.interchange.single import parse_layers, parse_numbers
+    from wallprobe.store.runs import resolve_run
 
     chosen = None if index is None else parse_numbers(index, "index")
     request = Ablation(subspace, parse_layers(layer), chosen, site, method, sequences, seed)

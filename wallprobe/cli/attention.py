@@ -26,9 +26,9 @@ def attention(
 ) -> None:
     """Attention patterns of a run on one sequence, for the gallery."""
     from wallprobe import models
-    from wallprobe.hooks.attention import attention as measure
-    from wallprobe.hooks.interchange import parse_numbers_in_order
-    from wallprobe.runs import resolve_run
+    from wallprobe.hooks.interchange.single import parse_numbers_in_order
+    from wallprobe.hooks.wall.attention import attention as measure
+    from wallprobe.store.runs import resolve_run
 
     given = None if tokens is None else parse_numbers_in_order(tokens, "tokens")
     result = measure(resolve_run(name, runs), example=example, tokens=given, seed=seed, device=models.pick_device(device))

@@ -12,7 +12,7 @@ from wallprobe.cli import audit_tables, common
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
     from wallprobe.training.audit.diagnostics import Thresholds
     from wallprobe.training.audit.job import AuditJob
     from wallprobe.training.audit.loop import Progress
@@ -91,8 +91,8 @@ def run(
 ) -> None:
     """Train by a method and audit it epoch by epoch; run the same command again to go on after an interruption."""
     from wallprobe.training.audit.job import make_job
-    from wallprobe.training.nets import NETS, Sizes
-    from wallprobe.training.sweep import parse_seeds
+    from wallprobe.training.engines.sweep import parse_seeds
+    from wallprobe.training.estimators.nets import NETS, Sizes
 
     limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, patience)
     sizes = Sizes(width, depth, mlp_ratio, patch, heads, terminal_ln=terminal_ln, broadcast=broadcast)
@@ -126,7 +126,7 @@ def campaign(
 ) -> None:
     """Four architectures by bp, fa, dfa and frozen blocks, on every seed; killed anywhere, the same command goes on."""
     from wallprobe.training.audit import campaign as plan
-    from wallprobe.training.sweep import parse_seeds
+    from wallprobe.training.engines.sweep import parse_seeds
 
     limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, 1)
     wanted = plan.campaign(parse_seeds(seeds), data)
@@ -152,7 +152,7 @@ def check(
     json: common.Json = False,
 ) -> None:
     """Audit a torch model of your own, or a finished audit run, as it stands (see docs/audit.md for the adapter)."""
-    from wallprobe.hooks import audit as instrument
+    from wallprobe.hooks.audit import check as instrument
     from wallprobe.training.audit.quantities import Lens
 
     limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, 1)
@@ -262,7 +262,7 @@ def complete(wanted: "Sequence[AuditJob]", root: Path | None, *, baseline: bool,
 
 def _show(wanted: "Sequence[AuditJob]", limits: "Thresholds", root: Path | None, store: Path | None, *, json: bool, subject: str) -> None:
     """Judge, store one Result of them all, and print."""
-    from wallprobe.manifest import Stopwatch, provenance
+    from wallprobe.store.manifest import Stopwatch, provenance
     from wallprobe.training.audit.campaign import judge_with_baseline
     from wallprobe.training.audit.loop import finished
     from wallprobe.training.audit.record import combine
@@ -287,7 +287,7 @@ def _show(wanted: "Sequence[AuditJob]", limits: "Thresholds", root: Path | None,
 
 def _several(judged: "Sequence[Result]", whole: "Result") -> dict[str, Any]:
     """One object of several runs: a record each, and the long tables one after the other."""
-    from wallprobe.results import plain
+    from wallprobe.store.results import plain
 
     values = [record for result in judged for record in result.values]
     return {"kind": "audit", "summary": [plain(result.summary) for result in judged], "values": values, "manifest": plain(whole.manifest)}

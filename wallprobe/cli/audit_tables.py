@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 COLORS = {"SOUND": "green", "NO_DEEP_CREDIT": "yellow", "INFLATED": "yellow", "DEGENERATE": "red"}
 SIGNS = {"a": "(a)", "a_prime": "(a′)", "b": "(b)", "b_prime": "(b′)", "d": "(d)", "e": "(e)", "f": "(f)"}

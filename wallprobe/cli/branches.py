@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common, diagnosing
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 COLUMNS = {
     "attn_xin": ("attn/xin", ".3f"),
@@ -41,8 +41,8 @@ def branches(
     json: common.Json = False,
 ) -> None:
     """How much do attention and MLP add to the stream they read, how large are their weights, how spread out is attention?"""
-    from wallprobe.hooks import branches as instrument
-    from wallprobe.manifest import Stopwatch
+    from wallprobe.hooks.diagnostics import branches as instrument
+    from wallprobe.store.manifest import Stopwatch
 
     watch, want = Stopwatch(), diagnosing.wanted(prompts, text, batches, size, length, seed)
     pairs = diagnosing.each(

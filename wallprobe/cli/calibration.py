@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def calibration(
     json: common.Json = False,
 ) -> None:
     """Calibration beside correctness: what agreement in entropy cannot see."""
-    from wallprobe.hooks import calibration as instrument
+    from wallprobe.hooks.wall import calibration as instrument
 
     measured = common.measure_runs(
         names,

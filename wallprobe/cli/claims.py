@@ -9,9 +9,9 @@ from wallprobe.cli import common
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wallprobe.claims.ledger import Area, Verdict
-    from wallprobe.claims.measurements import Measurements
-    from wallprobe.results import Result
+    from wallprobe.claims.ledger.claim import Area, Verdict
+    from wallprobe.claims.ledger.measurements import Measurements
+    from wallprobe.store.results import Result
 
 COLORS = {"reproduced": "green", "not reproduced": "red", "not measured": "dim"}
 
@@ -33,7 +33,7 @@ def claims(
     json: common.Json = False,
 ) -> None:
     """Hold published claims to what was measured: local runs, and the bundled ones they do not shadow. Trains nothing."""
-    from wallprobe.claims.ledger import get_area, judge_all
+    from wallprobe.claims.ledger.claim import get_area, judge_all
 
     wanted = parse_verdict(verdict)
     chosen = get_area(area)
@@ -48,7 +48,7 @@ def parse_verdict(text: str | None) -> str | None:
     Raises:
         ConfigError: if it is none.
     """
-    from wallprobe.claims.ledger import VERDICTS
+    from wallprobe.claims.ledger.claim import VERDICTS
     from wallprobe.errors import ConfigError
 
     if text is not None and text not in VERDICTS:
@@ -67,7 +67,7 @@ def show(
     json: bool,
 ) -> None:
     """Store the ledger and print it: as JSON, as Markdown, or as tables with what did not reproduce in words."""
-    from wallprobe.claims import record
+    from wallprobe.claims.ledger import record
 
     result = record.make_result(area, measurements, verdicts)
     stored = result.save(results)
@@ -87,7 +87,7 @@ def show(
 def _print(area: "Area", measurements: "Measurements", verdicts: "Sequence[Verdict]", shown: "Sequence[Verdict]", result: "Result") -> None:
     from rich.markup import escape
 
-    from wallprobe.claims import record
+    from wallprobe.claims.ledger import record
 
     out = common.out()
     tabled = [item for item in shown if item.verdict != "not measured"]
@@ -109,7 +109,7 @@ def _table(area: "Area", topic: str, items: "Sequence[Verdict]") -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from wallprobe.claims import record
+    from wallprobe.claims.ledger import record
 
     table = Table(title=topic, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False)
     table.add_column("claim", ratio=1)

@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common, diagnosing
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 FORMS = {"cos": "+.4f", "k": ".3g", "cos_kept": "+.4f", "dropped": ".0f", "amp": ".1e", "lin": ".1e", "outlier": ".3g"}
 
@@ -29,7 +29,7 @@ def collapse(
     json: common.Json = False,
 ) -> None:
     """Nudge an equilibrium harder and harder: when does a sequence or two carry the whole estimate away?"""
-    from wallprobe.hooks import collapse as instrument
+    from wallprobe.hooks.diagnostics import collapse as instrument
 
     chosen, want = diagnosing.numbers(radii, "radii"), diagnosing.wanted(None, None, 1, size, None, seed)
     measured = diagnosing.each(

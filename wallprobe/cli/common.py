@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from wallprobe.results import Result
-    from wallprobe.runs import Run
+    from wallprobe.store.results import Result
+    from wallprobe.store.runs import Run
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
 Runs = Annotated[Path | None, typer.Option("--runs", envvar="WALLPROBE_RUNS", help="Run store.", show_default="./runs")]
@@ -77,7 +77,7 @@ def measure_runs(
         results: Result store.
     """
     from wallprobe import models
-    from wallprobe.runs import resolve_run
+    from wallprobe.store.runs import resolve_run
 
     place = models.pick_device(device)
     found = [resolve_run(name, runs) for name in names]

@@ -9,7 +9,7 @@ import typer
 from wallprobe.cli import common, reading
 
 if TYPE_CHECKING:
-    from wallprobe.hooks.subjects import Subject, Wanted
+    from wallprobe.hooks.attach.subjects import Subject, Wanted
 
 Models = Annotated[
     list[str], typer.Argument(help="Run names or folders, hub ids, local folders or .gguf files; a table row each.", metavar="MODEL...")
@@ -26,8 +26,8 @@ Made = TypeVar("Made")
 
 def wanted(prompts: str | None, text: str | None, batches: int, size: int | None, length: int | None, seed: int) -> "Wanted":
     """The options as one value; a file that is not there is told before a model is loaded."""
-    from wallprobe.hooks.prompt_texts import read_texts
-    from wallprobe.hooks.subjects import Wanted, read_text
+    from wallprobe.hooks.attach.prompt_texts import read_texts
+    from wallprobe.hooks.attach.subjects import Wanted, read_text
 
     made = Wanted(batches, size, length, prompts, text, seed=seed)
     if text is not None:
@@ -48,8 +48,8 @@ def each(
 ) -> list[Made]:
     """What `measure` says of every model in turn, under one progress view; a model is dropped before the next is loaded."""
     from wallprobe import models as loading
-    from wallprobe.hooks.subjects import subject
-    from wallprobe.runs import find_run
+    from wallprobe.hooks.attach.subjects import subject
+    from wallprobe.store.runs import find_run
 
     place = loading.pick_device(device)
     for name in models:  # a misspelt run is told before the first is measured

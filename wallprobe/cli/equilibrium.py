@@ -11,7 +11,7 @@ import typer
 from wallprobe.cli import common, equilibrium_tables
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
     from wallprobe.training.equilibrium.job import Recipe
 
 Preset = Annotated[str, typer.Option("--preset", help="tiny (seconds), demo (minutes on a laptop) or seed (the published scale).")]
@@ -153,8 +153,8 @@ def grid(
     json: common.Json = False,
 ) -> None:
     """Lambda's floor, target and ceiling, each tried from the same trained state."""
+    from wallprobe.training.engines.sweep import parse_seeds
     from wallprobe.training.equilibrium import experiments
-    from wallprobe.training.sweep import parse_seeds
 
     recipe = _recipe(preset, text, dataset, tokenizer, vocabulary, None)
     values = (_floats(floors), _floats(targets), _floats(jr_maxs))
@@ -178,7 +178,7 @@ def campaign(
     json: common.Json = False,
 ) -> None:
     """All experiments at a preset; killed anywhere, the same command goes on."""
-    from wallprobe.hooks import equilibrium_campaign as whole
+    from wallprobe.hooks.diagnostics import campaign as whole
 
     wanted = whole.plan(preset, _recipe(preset, text, dataset, tokenizer, vocabulary, None), seed)
     with _bars() as told:
@@ -233,8 +233,8 @@ def _known(fields: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: for one that is none, or cannot be set this way.
     """
-    from wallprobe.equilibrium import EqConfig
     from wallprobe.errors import ConfigError
+    from wallprobe.models.equilibrium import EqConfig
     from wallprobe.training.equilibrium.job import Control, Recipe
 
     whole = {**EqConfig.__dataclass_fields__, **Control.__dataclass_fields__, **Recipe.__dataclass_fields__}

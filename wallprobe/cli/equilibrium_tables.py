@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 Column = tuple[str, str, str]  # heading, column, format
 

@@ -7,8 +7,8 @@ import typer
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
-    from wallprobe.runs import Run
+    from wallprobe.store.results import Result
+    from wallprobe.store.runs import Run
     from wallprobe.tasks.task import Task
 
 
@@ -34,8 +34,8 @@ def evaluate(
 ) -> None:
     """Measure runs against the exact Bayesian answer: the wall in entropy, and whether the mass is on the right token."""
     from wallprobe import models
-    from wallprobe.runs import resolve_run
-    from wallprobe.training.evaluate import evaluate as measure
+    from wallprobe.store.runs import resolve_run
+    from wallprobe.training.wall.evaluate import evaluate as measure
 
     place = models.pick_device(device)
     found = [resolve_run(name, runs) for name in names]
@@ -97,7 +97,7 @@ def _summary_table(measured: "list[Result]") -> Any:
     from rich import box
     from rich.table import Table
 
-    from wallprobe.claims.wall import published
+    from wallprobe.claims.wall.area import published
 
     title = "Against the exact answer (95 % interval; published figure in brackets)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

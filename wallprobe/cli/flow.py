@@ -12,9 +12,9 @@ from wallprobe.cli import common, reading, streaming
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from wallprobe.hooks.prompt_sets import PromptSet
-    from wallprobe.results import Result
-    from wallprobe.streamed import Streamed
+    from wallprobe.hooks.attach.prompt_sets import PromptSet
+    from wallprobe.models.streamed import Streamed
+    from wallprobe.store.results import Result
 
 HEADS = {
     "lens_entropy_mean": "entropy,\nno sinks",
@@ -48,10 +48,10 @@ def flow(
     json: common.Json = False,
 ) -> None:
     """Logit-lens entropy and loss, effective rank and participation ratio after every layer, and nats per unit of gain."""
-    from wallprobe.hooks.efficiency import read_text
-    from wallprobe.hooks.flow import flow as instrument
-    from wallprobe.hooks.lens_strips import held_bytes
-    from wallprobe.hooks.streaming_flow import stream_flow
+    from wallprobe.hooks.flow.lens import flow as instrument
+    from wallprobe.hooks.flow.lens_strips import held_bytes
+    from wallprobe.hooks.flow.streaming import stream_flow
+    from wallprobe.hooks.gains.efficiency import read_text
     from wallprobe.models import pick_device
 
     if unigram is not None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.hooks.gain_report import Settings
+    from wallprobe.hooks.gains.report import Settings
     from wallprobe.models import Loaded
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def measure(
@@ -22,18 +22,18 @@ def measure(
 ) -> "Result":
     """Gains at every step there are weights of: a run's snapshots and its end, or checkpoints named MODEL@stepN."""
     from wallprobe import models as loading
-    from wallprobe.hooks import gain_series
-    from wallprobe.hooks.gains import gains
-    from wallprobe.hooks.prompt_sets import prompt_set
-    from wallprobe.manifest import Stopwatch
+    from wallprobe.hooks.attach.prompt_sets import prompt_set
+    from wallprobe.hooks.gains import series
+    from wallprobe.hooks.gains.measure import gains
+    from wallprobe.store.manifest import Stopwatch
 
     place, watch = loading.pick_device(device), Stopwatch()
     load: Callable[[int], Loaded]
     if len(sources) == 1:
-        name, steps = gain_series.snapshots(sources[0], runs)
-        load = lambda step: gain_series.load_step(sources[0], step, runs, place)  # noqa: E731
+        name, steps = series.snapshots(sources[0], runs)
+        load = lambda step: series.load_step(sources[0], step, runs, place)  # noqa: E731
     else:
-        name, pairs = gain_series.named_steps(sources)
+        name, pairs = series.named_steps(sources)
         steps, by_step = [step for step, _ in pairs], dict(pairs)
         load = lambda step: loading.load(by_step[step], place, runs)  # noqa: E731
     measured = []
@@ -46,7 +46,7 @@ def measure(
             chosen = prompt_set(loaded, text, column=column, limit=limit)
             measured.append(gains(loaded, chosen, settings.definition.name, settings.tokens, settings.positions))
             view.advance(bar)
-    return gain_series.over_training(name, steps, measured, watch)
+    return series.over_training(name, steps, measured, watch)
 
 
 def show(result: "Result", results: Path | None, json: bool) -> None:

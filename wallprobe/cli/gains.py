@@ -12,12 +12,12 @@ from wallprobe.cli import common, reading, streaming
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from wallprobe.hooks.gain_report import Settings
-    from wallprobe.hooks.prompt_sets import PromptSet
-    from wallprobe.manifest import Stopwatch
+    from wallprobe.hooks.attach.prompt_sets import PromptSet
+    from wallprobe.hooks.gains.report import Settings
     from wallprobe.models import Loaded
-    from wallprobe.results import Result
-    from wallprobe.streamed import Streamed
+    from wallprobe.models.streamed import Streamed
+    from wallprobe.store.manifest import Stopwatch
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -54,12 +54,12 @@ def gains(
 ) -> None:
     """Gain of every attention and MLP sub-layer, with and without attention-sink tokens."""
     from wallprobe.cli.scaling import report as report_scaling
-    from wallprobe.hooks import scaling
-    from wallprobe.hooks.gain_report import Settings
-    from wallprobe.hooks.prompt_sets import read_texts
-    from wallprobe.hooks.remote import check as check_remote
-    from wallprobe.manifest import Stopwatch
+    from wallprobe.hooks.attach.prompt_sets import read_texts
+    from wallprobe.hooks.attach.remote import check as check_remote
+    from wallprobe.hooks.gains import scaling
+    from wallprobe.hooks.gains.report import Settings
     from wallprobe.models import pick_device
+    from wallprobe.store.manifest import Stopwatch
 
     settings = Settings.make(gain, tokens, positions)
     if prompts is not None:
@@ -95,7 +95,7 @@ def _check_apart(remote: str, whole: bool) -> None:
 
 def _save(measured: "list[Result]", watch: "Stopwatch", results: Path | None) -> list[Path]:
     """Each model's result, and of several different ones their comparison; the folders of the first."""
-    from wallprobe.hooks.gain_series import over_models
+    from wallprobe.hooks.gains.series import over_models
 
     folders = [result.save(results) for result in measured]
     if len({str(result.summary["model"]) for result in measured}) == len(measured) > 1:
@@ -139,9 +139,9 @@ def _measure(
 ) -> "list[Result]":
     """Every model in turn, under one progress view."""
     from wallprobe import models as loading
-    from wallprobe.folding import folded
-    from wallprobe.hooks.gains import gains as measure
-    from wallprobe.hooks.prompt_sets import prompt_set
+    from wallprobe.hooks.attach.prompt_sets import prompt_set
+    from wallprobe.hooks.gains.measure import gains as measure
+    from wallprobe.models.folding import folded
 
     place = loading.pick_device(room.device)
     measured = []
@@ -177,8 +177,8 @@ def _remote(
 ) -> "Result":
     """One language model through nnsight."""
     from wallprobe import models as loading
-    from wallprobe.hooks.gains_remote import remote_gains
-    from wallprobe.hooks.prompt_sets import encode
+    from wallprobe.hooks.attach.prompt_sets import encode
+    from wallprobe.hooks.gains.over_nnsight import remote_gains
 
     plain = loading.load_plain(name, place)
     config = plain.model.config
@@ -189,8 +189,8 @@ def _remote(
 
 def _everywhere(result: "Result", loaded: "Loaded", chosen: "PromptSet", results: Path | None) -> "Result":
     """The same with the bottleneck by every rule; the Results that say so are stored beside."""
-    from wallprobe.hooks.flow import flow
-    from wallprobe.hooks.sheaf import maps
+    from wallprobe.hooks.flow.lens import flow
+    from wallprobe.hooks.flow.sheaf import maps
 
     found: dict[str, object] = {}
     for other in (flow(loaded, chosen), maps(loaded, chosen)):
@@ -209,7 +209,7 @@ def _stream(
     bar: "TaskID",
 ) -> "Result":
     from wallprobe.errors import ConfigError
-    from wallprobe.hooks.streaming import check_definition, stream_gains
+    from wallprobe.hooks.gains.streaming import check_definition, stream_gains
 
     if whole:
         raise ConfigError(

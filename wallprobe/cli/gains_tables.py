@@ -3,10 +3,12 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from wallprobe.cli.packed import Packed, empty
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 NARROW = 104  # columns below which the bars are left out
 SUFFIXES = {"all": "", "no_sink": "_no_sink", "no_first": "_no_first", "last": "_last"}
@@ -57,14 +59,6 @@ def _bar(value: float | None, scale: float, half: int = 8) -> str:
     return f"[cyan]{left}[/cyan]│[yellow]{right}[/yellow]"
 
 
-def empty(title: str, caption: str = "") -> Any:
-    """A table in the house's looks."""
-    from rich import box
-    from rich.table import Table
-
-    return Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
 def stamp(result: "Result", *said: str) -> str:
     """What every report says of how it was measured, in the order prompts, what the caller says, weights, first token."""
     from rich.markup import escape
@@ -112,7 +106,6 @@ def _layers(result: "Result", wide: bool) -> Any:
 
 
 def _norms(result: "Result") -> Any:
-    from wallprobe.cli.packed import Packed
 
     rows = [[str(record["layer"]), *(figure(record[name]) for name in NORMS)] for record in result.values]
     return Packed("Norms, angles and nets: means over tokens and prompts", ("layer", *NORMS.values()), rows)

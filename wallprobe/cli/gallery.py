@@ -119,7 +119,7 @@ def compare(
     from wallprobe.errors import UnknownNameError
     from wallprobe.gallery.build import COMPARE, page_stem
     from wallprobe.gallery.store import folders
-    from wallprobe.results import default_root
+    from wallprobe.store.results import default_root
 
     there = [path.name for path in folders(results or default_root())]
     chosen = []
@@ -137,7 +137,7 @@ def compare(
 
 
 def _runs(root: Path | None) -> "list[Any]":
-    from wallprobe.runs import list_runs
+    from wallprobe.store.runs import list_runs
 
     return list_runs(root)
 

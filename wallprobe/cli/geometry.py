@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def geometry(
     json: common.Json = False,
 ) -> None:
     """Cosines of states by layer: unsupervised indices with the last supervised one, and all with each other, with controls."""
-    from wallprobe.hooks import geometry as instrument
+    from wallprobe.hooks.wall import geometry as instrument
 
     instrument.check_site(site)
     measured = common.measure_runs(

@@ -11,9 +11,9 @@ from wallprobe.cli import common, prompting
 from wallprobe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wallprobe.hooks.interchange import Request
-    from wallprobe.hooks.sweep_report import SweepRequest
-    from wallprobe.results import Result
+    from wallprobe.hooks.interchange.single import Request
+    from wallprobe.hooks.interchange.sweep_report import SweepRequest
+    from wallprobe.store.results import Result
 
 Layer = Annotated[str | None, typer.Option(help="Layer, list of layers (0,3,5), or all.", show_default="3, with --sweep or --prompts all")]
 Index = Annotated[
@@ -62,8 +62,8 @@ def interchange(
 ) -> None:
     """Put src's activation into dst and read whose answer comes out: dst's own, the donor's rule, or the donor's prediction."""
     from wallprobe import models
-    from wallprobe.hooks.interchange import Request, parse_layers, parse_numbers
-    from wallprobe.hooks.remote import check as check_backend
+    from wallprobe.hooks.attach.remote import check as check_backend
+    from wallprobe.hooks.interchange.single import Request, parse_layers, parse_numbers
 
     check_backend(backend, remote)
     if subspace is not None and (sweep or prompts is not None):
@@ -94,8 +94,8 @@ def _grid(
 ) -> "list[SweepRequest]":
     """A request for every pair of runs."""
     from wallprobe import models
-    from wallprobe.hooks.interchange import parse_layers, parse_numbers
-    from wallprobe.hooks.sweep_report import SweepRequest
+    from wallprobe.hooks.interchange.single import parse_layers, parse_numbers
+    from wallprobe.hooks.interchange.sweep_report import SweepRequest
 
     indices = None if index in (None, "all") else parse_numbers(str(index), "index")
     sites = models.SITES if site in (None, "all") else tuple(str(site).split(","))
@@ -108,7 +108,7 @@ def _grid(
 
 def _one(request: "Request", device: str, runs: "Path | None", results: "Path | None", json: bool) -> None:
     """One pair of runs at one site, every control printed."""
-    from wallprobe.hooks.interchange import interchange as measure
+    from wallprobe.hooks.interchange.single import interchange as measure
 
     with common.progress() as view:
         bar = view.add_task("interchange", total=None)
@@ -131,7 +131,7 @@ def _one(request: "Request", device: str, runs: "Path | None", results: "Path | 
 
 def _sweep(requests: "Sequence[SweepRequest]", device: str, runs: "Path | None", results: "Path | None", json: bool) -> None:
     """Every pair of runs, one after the other; each is stored when it is done."""
-    from wallprobe.hooks.interchange_sweep import check, sweep
+    from wallprobe.hooks.interchange.sweep import check, sweep
 
     for request in requests:
         check(request, runs)

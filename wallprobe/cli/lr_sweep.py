@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common, diagnosing
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -33,8 +33,8 @@ def lr_sweep(
     json: common.Json = False,
 ) -> None:
     """One step along every gradient at every learning rate: how much does the loss fall, and where does it blow up?"""
-    from wallprobe.hooks import lr_sweep as instrument
-    from wallprobe.hooks.triangulate import choose
+    from wallprobe.hooks.diagnostics import lr_sweep as instrument
+    from wallprobe.hooks.diagnostics.triangulate import choose
 
     want, rates = diagnosing.wanted(prompts, text, 1, size, length, seed), diagnosing.numbers(lrs, "lrs")
     chosen = choose(estimators, reference)

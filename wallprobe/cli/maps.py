@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common, reading
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 HEADS = {
     "mean_sqrt_a": "mean √A",
@@ -39,7 +39,7 @@ def maps(
     json: common.Json = False,
 ) -> None:
     """Restriction maps sqrt(A_ij) W_V of every layer in absolute terms, Dirichlet energy, and the sheaf Laplacian's trace."""
-    from wallprobe.hooks.sheaf import maps as instrument
+    from wallprobe.hooks.flow.sheaf import maps as instrument
 
     measured = reading.measure(
         models,

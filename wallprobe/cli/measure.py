@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common, reading
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 MAX_ROWS, MAX_COLUMNS = 40, 8
 
@@ -36,7 +36,7 @@ def measure(
     """Run an instrument by name, a plugin's too; those with a command of their own print more there."""
     from wallprobe import models as loading
     from wallprobe.errors import ConfigError
-    from wallprobe.hooks.instruments import get_instrument, parse_options, run_instrument
+    from wallprobe.hooks.registry import get_instrument, parse_options, run_instrument
 
     if instrument is None:
         _list(json)
@@ -67,7 +67,7 @@ def _list(json: bool) -> None:
     from rich import box
     from rich.table import Table
 
-    from wallprobe.hooks.instruments import instruments
+    from wallprobe.hooks.registry import instruments
 
     known = instruments().values()
     if json:
@@ -88,7 +88,7 @@ def _print(result: "Result") -> None:
     from rich import box
     from rich.table import Table
 
-    from wallprobe.results import plain
+    from wallprobe.store.results import plain
 
     rows = result.values
     subject = str(result.manifest.get("subject", ""))

@@ -8,7 +8,7 @@ import typer
 from wallprobe.cli import common, diagnosing
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of bins of positions
 
@@ -35,8 +35,8 @@ def mixing(
     json: common.Json = False,
 ) -> None:
     """How far back does a token still matter, and where in the sequence is the loss?"""
-    from wallprobe.hooks import mixing as instrument
-    from wallprobe.manifest import Stopwatch
+    from wallprobe.hooks.diagnostics import mixing as instrument
+    from wallprobe.store.manifest import Stopwatch
 
     watch, want = Stopwatch(), diagnosing.wanted(prompts, text, 1, size, length, seed)
     chosen = None if distances is None else tuple(int(d) for d in diagnosing.numbers(distances, "distances"))

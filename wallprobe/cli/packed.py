@@ -1,15 +1,21 @@
-"""A table with more columns than the terminal has room for: printed in parts, the first column on each, rather than cut to dots."""
+"""Tables in the house's looks; one with more columns than the terminal has room for is printed in parts, the first column on each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from wallprobe.cli.gains_tables import empty
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.table import Table
     from rich.text import Text
+
+
+def empty(title: str, caption: str = "") -> Any:
+    """A table in the house's looks."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import typer
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -32,9 +32,9 @@ def probe(
 ) -> None:
     """Linear probes for the next token, the rule's a and b, the class and the entropy at every layer and index, beside shuffled labels."""
     from wallprobe import models
-    from wallprobe.hooks.interchange import parse_layers
-    from wallprobe.hooks.probes import probe as measure
-    from wallprobe.runs import resolve_run
+    from wallprobe.hooks.interchange.single import parse_layers
+    from wallprobe.hooks.probes.measure import probe as measure
+    from wallprobe.store.runs import resolve_run
 
     chosen, place = parse_layers(layer), models.pick_device(device)
     wanted = None if targets is None else tuple(name.strip() for name in targets.split(","))
@@ -110,7 +110,7 @@ def _cell(column: Any) -> str:
 
 def _reading(result: "Result") -> str:
     """The last layer at the positions the essay gives, its figure in brackets."""
-    from wallprobe.claims.wall_instruments import POSITIONS, PROBED
+    from wallprobe.claims.wall.instruments import POSITIONS, PROBED
 
     summary = result.summary
     known = dict(zip(POSITIONS, PROBED.get(str(summary["run"]).partition("@")[0], ()), strict=False))

@@ -10,8 +10,8 @@ from wallprobe.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from wallprobe.hooks.prompt_report import PromptRequest
-    from wallprobe.results import Result
+    from wallprobe.hooks.interchange.prompts.report import PromptRequest
+    from wallprobe.store.results import Result
 
 STRONGEST = 5  # tokens of a site that are printed
 
@@ -24,8 +24,8 @@ def request_of(
     Raises:
         ConfigError: for options that are for runs, or that nnsight does not have.
     """
-    from wallprobe.hooks.interchange import parse_layers, parse_numbers
-    from wallprobe.hooks.prompt_report import TEXT_SITES, PromptRequest
+    from wallprobe.hooks.interchange.prompts.report import TEXT_SITES, PromptRequest
+    from wallprobe.hooks.interchange.single import parse_layers, parse_numbers
 
     if align != "none":
         raise ConfigError(f"--align {align} is for runs; language models on --prompts are patched as they are")
@@ -41,7 +41,7 @@ def measure(request: "PromptRequest", device: str, results: Path | None, json: b
     """Measure, store and print."""
     from rich.markup import escape
 
-    from wallprobe.hooks.prompt_interchange import prompt_interchange
+    from wallprobe.hooks.interchange.prompts.measure import prompt_interchange
 
     with common.progress() as view:
         bar = view.add_task("interchange", total=None)

@@ -11,9 +11,9 @@ from wallprobe.cli import common
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from wallprobe.hooks.prompt_sets import PromptSet
+    from wallprobe.hooks.attach.prompt_sets import PromptSet
     from wallprobe.models import Loaded
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 Models = Annotated[list[str], typer.Argument(help="Run names, hub ids, local folders or .gguf files.", metavar="MODEL...")]
 Prompts = Annotated[
@@ -42,7 +42,7 @@ def measure(
         elsewhere: measures a model that it does not load whole; None where it leaves it to `instrument`.
     """
     from wallprobe import models as loading
-    from wallprobe.hooks.prompt_sets import prompt_set, read_texts
+    from wallprobe.hooks.attach.prompt_sets import prompt_set, read_texts
 
     source, column, limit = sources
     if source is not None:

@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -27,8 +27,8 @@ def readout(
 ) -> None:
     """How likely each receiver gives the donor's answer, by depth of the patch: raw, rotated and ridge-aligned side by side."""
     from wallprobe import models
-    from wallprobe.hooks.readout import Pair, check
-    from wallprobe.hooks.readout import readout as measure
+    from wallprobe.hooks.interchange.readout import Pair, check
+    from wallprobe.hooks.interchange.readout import readout as measure
 
     place = models.pick_device(device)
     asked = [Pair.parse(text) for text in pairs]
@@ -61,7 +61,7 @@ def _table(result: "Result", pair: str) -> Any:
     from rich import box
     from rich.table import Table
 
-    from wallprobe.hooks.readout import WORDS
+    from wallprobe.hooks.interchange.readout import WORDS
 
     data = result.data.sel(pair=pair).isel(index=-1)
     start = "one initialisation" if int(data["shared_initialisation"]) else "two initialisations"

@@ -8,8 +8,8 @@ import typer
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.claims.ledger import Area
-    from wallprobe.runs import RunName
+    from wallprobe.claims.ledger.claim import Area
+    from wallprobe.store.runs import RunName
 
 
 def register(app: typer.Typer) -> None:
@@ -34,13 +34,13 @@ def reproduce(
 ) -> None:
     """Train what is missing, measure what is missing, print the ledger. Killed anywhere, the same command goes on."""
     from wallprobe import models
-    from wallprobe.claims import reproduce as plan
-    from wallprobe.claims.ledger import get_area, judge_all
-    from wallprobe.claims.measurements import read_measurements
+    from wallprobe.claims.ledger import reproduce as plan
+    from wallprobe.claims.ledger.claim import get_area, judge_all
+    from wallprobe.claims.ledger.measurements import read_measurements
     from wallprobe.cli.claims import show
     from wallprobe.errors import ConfigError
-    from wallprobe.training.compiler import wants_compile
-    from wallprobe.training.sweep import parse_seeds
+    from wallprobe.training.engines.sweep import parse_seeds
+    from wallprobe.training.wall.compiler import wants_compile
 
     chosen, place = get_area(area), models.pick_device(device)
     if chosen.from_results:
@@ -73,7 +73,7 @@ def _audit(area: "Area", seeds: tuple[int, ...], root: Path | None, jobs: int | 
 
 def _train(wanted: "list[RunName]", preset: str, root: Path | None, settings: dict[str, Any]) -> None:
     """The runs under the sweep's view; those that are there are passed over."""
-    from wallprobe.claims.reproduce import train
+    from wallprobe.claims.ledger.reproduce import train
     from wallprobe.cli.sweeping import view
 
     with view(len(wanted)) as show:
@@ -82,7 +82,7 @@ def _train(wanted: "list[RunName]", preset: str, root: Path | None, settings: di
 
 def _measure(area: "Area", preset: str, wanted: "list[RunName]", root: Path | None, device: str) -> None:
     """The missing measurements under one progress bar; where there is no terminal, a line each."""
-    from wallprobe.claims.reproduce import measure_missing
+    from wallprobe.claims.ledger.reproduce import measure_missing
 
     with common.progress() as view:
         bar = view.add_task("measure", total=None)

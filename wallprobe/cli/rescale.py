@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common, reading
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 PLACES = {"all": "all tokens", "sink": "sinks alone", "non_sink": "other tokens"}
 
@@ -32,7 +32,7 @@ def rescale(
     json: common.Json = False,
 ) -> None:
     """Scale a sub-layer's output at all tokens, at sinks or elsewhere: change of loss, entropy and first choice, beside random layers."""
-    from wallprobe.hooks.rescale import rescale as instrument
+    from wallprobe.hooks.gains.rescale import rescale as instrument
 
     wanted = None if layers is None else [int(number) for number in parse_numbers(layers, "--layers", "11,28", whole=True)]
     factors = parse_numbers(scales, "--scales", "0,0.5,2")
@@ -66,7 +66,8 @@ def _table(result: "Result") -> Any:
     from rich.console import Group
     from rich.markup import escape
 
-    from wallprobe.cli.gains_tables import empty, stamp
+    from wallprobe.cli.gains_tables import stamp
+    from wallprobe.cli.packed import empty
 
     name = "MLP" if result.summary["branch"] == "mlp" else "attention"
     table = empty(f"{escape(result.manifest['subject'])}: change of the loss (nats) when the {name}'s output is scaled")

@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -26,8 +26,8 @@ def rescue(
 ) -> None:
     """Move a supervised state to an unsupervised index with the same token, where the same answer is due: does the network give it?"""
     from wallprobe import models
-    from wallprobe.hooks.rescue import rescue as measure
-    from wallprobe.runs import resolve_run
+    from wallprobe.hooks.interchange.rescue import rescue as measure
+    from wallprobe.store.runs import resolve_run
 
     place = models.pick_device(device)
     found = [resolve_run(name, runs) for name in names]
@@ -59,7 +59,7 @@ COLUMNS = {
 
 def _published(result: "Result") -> dict[str, float]:
     """The published figures where the run is the baseline."""
-    from wallprobe.claims.wall_transfer import RESCUED
+    from wallprobe.claims.wall.transfer import RESCUED
 
     return dict(RESCUED) if str(result.summary["run"]).partition("@")[0] == "c0" else {}
 

@@ -12,7 +12,7 @@ def register(app: typer.Typer) -> None:
 
 def runs(runs: common.Runs = None, json: common.Json = False) -> None:
     """List the finished runs: those in ./runs, then the bundled ones."""
-    from wallprobe.runs import default_root, list_runs
+    from wallprobe.store.runs import default_root, list_runs
 
     found = list_runs(runs)
     summary = [

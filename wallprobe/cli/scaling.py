@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def scaling(
 ) -> None:
     """Fit gain = c x parameters^alpha, with every interval that says how far to believe it, and extrapolate."""
     from wallprobe.errors import ConfigError
-    from wallprobe.hooks import scaling as law
+    from wallprobe.hooks.gains import scaling as law
 
     if published == bool(measured):
         raise ConfigError("give either stored gains (wallprobe scaling RESULT RESULT RESULT) or --published, not both and not neither")
@@ -68,7 +68,7 @@ def find(name: str, results: Path | None, kind: str = "gains") -> "Result":
         UnknownNameError: if there is none.
     """
     from wallprobe.errors import UnknownNameError
-    from wallprobe.results import RECORD, default_root, list_results, load_result
+    from wallprobe.store.results import RECORD, default_root, list_results, load_result
 
     if (Path(name) / RECORD).is_file():
         return load_result(Path(name))
@@ -129,7 +129,7 @@ def report(console: "Console", result: "Result", folder: Path) -> None:
 
 def critical(summary: "Mapping[str, Any]") -> str:
     """The critical size with its interval, or why there is none."""
-    from wallprobe.hooks.scaling import size_text
+    from wallprobe.hooks.gains.scaling import size_text
 
     if summary["n_star_reason"] is not None:
         return f"critical size N*: none: {summary['n_star_reason']}"

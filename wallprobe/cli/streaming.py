@@ -12,9 +12,9 @@ from wallprobe.cli import common, reading
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from wallprobe.hooks.prompt_sets import PromptSet
-    from wallprobe.results import Result
-    from wallprobe.streamed import Streamed
+    from wallprobe.hooks.attach.prompt_sets import PromptSet
+    from wallprobe.models.streamed import Streamed
+    from wallprobe.store.results import Result
 
 Stream = Annotated[
     bool | None, typer.Option("--stream/--no-stream", help="One block in memory at a time.", show_default="where it does not fit")
@@ -41,14 +41,14 @@ class Room:
     @classmethod
     def of(cls, stream: bool | None, max_ram: str | None, results: Path | None, device: str) -> "Room":
         """From options as typed; `device` as picked."""
-        from wallprobe.hooks.streaming import default_budget, parse_size
+        from wallprobe.hooks.gains.streaming import default_budget, parse_size
 
         return cls(stream, parse_size(max_ram) if max_ram else default_budget(), results, device)
 
     def streams(self, name: str) -> bool:
         """Whether this model is to be streamed."""
-        from wallprobe.hooks.streaming import BASE
-        from wallprobe.streamed import size_in_memory
+        from wallprobe.hooks.gains.streaming import BASE
+        from wallprobe.models.streamed import size_in_memory
 
         if self.stream is not None or self.budget is None:
             return bool(self.stream)
@@ -75,10 +75,10 @@ def run(
         view, bar: the progress.
         held: bytes that `work` holds besides.
     """
-    from wallprobe.hooks.prompt_sets import encode
-    from wallprobe.hooks.streaming import GIB, check_budget
-    from wallprobe.results import default_root
-    from wallprobe.streamed import open_streamed
+    from wallprobe.hooks.attach.prompt_sets import encode
+    from wallprobe.hooks.gains.streaming import GIB, check_budget
+    from wallprobe.models.streamed import open_streamed
+    from wallprobe.store.results import default_root
 
     model, short = open_streamed(name), reading.short_name(name)
     try:

@@ -14,11 +14,11 @@ from wallprobe.cli import common
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from wallprobe.runs import RunName
+    from wallprobe.store.runs import RunName
     from wallprobe.tasks.task import Task
-    from wallprobe.training.jobs import Job
-    from wallprobe.training.recipes import Recipe
-    from wallprobe.training.sweep import Outcome, Update
+    from wallprobe.training.engines.sweep import Outcome, Update
+    from wallprobe.training.wall.jobs import Job
+    from wallprobe.training.wall.recipes import Recipe
 
 LOG_SECONDS = 30.0  # between two lines where there is no terminal
 DOING = {"trained": "trained", "skipped": "there already", "failed": "failed", "blocked": "not trained"}
@@ -32,9 +32,9 @@ def chosen_names(names: Sequence[str] | None, matrix: str | None, seeds: str | N
         UnknownNameError: for a name or matrix that is none.
     """
     from wallprobe.errors import ConfigError
-    from wallprobe.runs import DEFAULT_SEED, RunName
-    from wallprobe.training import conditions
-    from wallprobe.training.sweep import parse_seeds
+    from wallprobe.store.runs import DEFAULT_SEED, RunName
+    from wallprobe.training.engines.sweep import parse_seeds
+    from wallprobe.training.wall import conditions
 
     if not names and matrix is None:
         raise ConfigError("nothing to train: give conditions (wallprobe train c0 c1) or --matrix wall")
@@ -55,8 +55,8 @@ def chosen_jobs(names: "Sequence[RunName]", recipe: "Recipe", task: "Task") -> "
         UnknownNameError, ConfigError: for a condition that is none, or a name that disagrees with the task.
     """
     from wallprobe.tasks.registry import split_name
-    from wallprobe.training.conditions import conditions, get_condition
-    from wallprobe.training.jobs import Job
+    from wallprobe.training.wall.conditions import conditions, get_condition
+    from wallprobe.training.wall.jobs import Job
 
     known = conditions()
     found = [(name.seed, *split_name(name.condition, known, task)) for name in names]
@@ -73,8 +73,8 @@ def run_sweep(jobs: "Sequence[Job]", runs: Path | None, *, json: bool, manifest:
         manifest: further fields of its manifest's config.
         settings: of `training.sweep.sweep`.
     """
-    from wallprobe.manifest import Stopwatch, provenance
-    from wallprobe.training.sweep import share_cores, sweep
+    from wallprobe.store.manifest import Stopwatch, provenance
+    from wallprobe.training.engines.sweep import share_cores, sweep
 
     watch, device = Stopwatch(), settings["device"]
     workers, threads = share_cores(len(jobs), settings["workers"], settings["threads"], device)

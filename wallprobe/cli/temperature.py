@@ -8,7 +8,7 @@ import typer
 from wallprobe.cli import common
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def temperature(
     json: common.Json = False,
 ) -> None:
     """KL from the exact answer over softmax temperatures, and the best one of each position: can a temperature recover Bayes?"""
-    from wallprobe.hooks import temperature as instrument
+    from wallprobe.hooks.wall import temperature as instrument
 
     grid = instrument.GRID if temperatures is None else instrument.parse_temperatures(temperatures)
     measured = common.measure_runs(

@@ -8,9 +8,9 @@ import typer
 from wallprobe.cli import common, sweeping
 
 if TYPE_CHECKING:
-    from wallprobe.training.jobs import Job
-    from wallprobe.training.loop import Progress
-    from wallprobe.training.work import Done
+    from wallprobe.training.wall.jobs import Job
+    from wallprobe.training.wall.loop import Progress
+    from wallprobe.training.wall.work import Done
 
 LOG_LINE = 1000  # steps
 
@@ -54,10 +54,10 @@ def train(
     import torch
 
     from wallprobe import models
-    from wallprobe.runs import default_root
+    from wallprobe.store.runs import default_root
     from wallprobe.tasks.registry import change, parse_task
-    from wallprobe.training.compiler import wants_compile
-    from wallprobe.training.recipes import get_recipe
+    from wallprobe.training.wall.compiler import wants_compile
+    from wallprobe.training.wall.recipes import get_recipe
 
     recipe = get_recipe(preset, steps=steps)
     if checkpoint_every is not None:
@@ -90,7 +90,7 @@ def _print_one(done: "Done", manifest: dict[str, Any] | None) -> None:
 
 def _train_one(job: "Job", root: Path, device: str, compiled: bool, force: bool) -> "Done":
     """One run in this process, under a progress bar."""
-    from wallprobe.training.work import complete
+    from wallprobe.training.wall.work import complete
 
     with common.progress() as view:
         bar = view.add_task(f"train {job.name}", total=job.recipe.steps)

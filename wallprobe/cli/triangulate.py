@@ -7,7 +7,7 @@ import typer
 from wallprobe.cli import common, diagnosing
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 
 def register(app: typer.Typer) -> None:
@@ -36,9 +36,9 @@ def triangulate(
     json: common.Json = False,
 ) -> None:
     """Is an estimated gradient the gradient: cosine, size, and does it agree with itself from batch to batch?"""
-    from wallprobe.hooks import triangulate as instrument
-    from wallprobe.hooks import triangulate_report as telling
-    from wallprobe.manifest import Stopwatch
+    from wallprobe.hooks.diagnostics import triangulate as instrument
+    from wallprobe.hooks.diagnostics import triangulate_report as telling
+    from wallprobe.store.manifest import Stopwatch
 
     watch, want = Stopwatch(), diagnosing.wanted(prompts, text, batches, size, length, seed)
     chosen = instrument.choose(estimators, reference, ceiling)
@@ -69,7 +69,7 @@ def triangulate(
 
 def _rows(result: "Result", summaries: list[dict[str, Any]]) -> Any:
     """The seed's columns, a row a checkpoint."""
-    from wallprobe.hooks.triangulate import family
+    from wallprobe.hooks.diagnostics.triangulate import family
 
     tested, reference, ceiling = (result.data.attrs[role] for role in ("tested", "reference", "ceiling"))
     table = diagnosing.narrow(f"Gradients over {result.data.attrs['scope']} parameters, medians over batches")

@@ -18,11 +18,11 @@ from wallprobe.gallery.cards import EMPTY_HINT
 from wallprobe.gallery.exhibit import Exhibit
 from wallprobe.gallery.store import Known
 from wallprobe.plugins import load_group
-from wallprobe.storage import ensure_directory, explain, read_json, write_json
+from wallprobe.store.storage import ensure_directory, explain, read_json, write_json
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
-    from wallprobe.runs import Run
+    from wallprobe.store.results import Result
+    from wallprobe.store.runs import Run
 
 __all__ = ["EMPTY_HINT", "Site", "build", "build_site"]
 
@@ -145,7 +145,7 @@ class _Work:
     def _shown(self, path: Path) -> tuple[cards.Card | None, str, dict[str, bytes]]:
         """Card, what is wrong, and files of one Result; whatever it holds, the others still get their pages."""
         from wallprobe.gallery import compare, longtable
-        from wallprobe.results import RECORD, load_result
+        from wallprobe.store.results import RECORD, load_result
 
         try:
             result = load_result(path)
@@ -173,7 +173,7 @@ class _Work:
 
     def run(self, run: "Run", found: Mapping[Path, Known]) -> None:
         """The page of one run, made or remembered."""
-        from wallprobe.runs import EVALUATION, MANIFEST
+        from wallprobe.store.runs import EVALUATION, MANIFEST
 
         folder, stem = run.name.folder, self.runs[run.name.folder]
         about = {path: item for path, item in found.items() if item.card is not None and folder in facets.runs_of(item.card)}

@@ -7,7 +7,7 @@ from wallprobe.gallery import facets, glance, glossary, render
 from wallprobe.gallery.exhibit import Exhibit, Glance
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 Card = dict[str, Any]
 EMPTY_HINT = "Make a result first, for instance: wallprobe interchange --src p5 --dst c0 --layer 3"

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from wallprobe.gallery.render import number as number
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 Spec = dict[str, Any]
 DIMENSIONLESS = {"", "1", "none", "dimensionless"}

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from wallprobe.gallery.render import sealed
-from wallprobe.results import Result, plain
+from wallprobe.store.results import Result, plain
 
 CELLS = 20_000  # of one Result, over all its variables
 

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wallprobe.errors import UnknownNameError
-from wallprobe.runs import RunName
+from wallprobe.store.runs import RunName
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
+    from wallprobe.store.results import Result
 
 NAMES = ("run", "src", "dst", "model", "arch", "method")  # under these keys instruments name what they measured
 MOST = 16

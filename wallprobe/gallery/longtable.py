@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 
 def columns(result: Result) -> dict[str, list[Any]]:

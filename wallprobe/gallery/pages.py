@@ -9,7 +9,7 @@ from typing import Any
 from wallprobe.gallery import charts
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Panel, Table
 from wallprobe.gallery.render import environment, kind_title, sealed
-from wallprobe.results import Result, plain
+from wallprobe.store.results import Result, plain
 
 # circuitsvis writes these props with innerHTML; the attention heatmaps draw theirs on a canvas, where an escape would show.
 HTML_SINKS = {

@@ -85,7 +85,7 @@ def sealed(value: Any) -> Markup:
     """JSON values as text that cannot leave the `<script>` it stands in, whether that holds JSON or a program.
 
     Args:
-        value: JSON values only (see `wallprobe.results.plain`).
+        value: JSON values only (see `wallprobe.store.results.plain`).
     """
     dumped = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     for sign, escape in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):

@@ -12,8 +12,8 @@ from wallprobe.errors import WallprobeError
 from wallprobe.gallery import cards, charts, pages
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table
 from wallprobe.gallery.pages import Part
-from wallprobe.results import Result, load_result
-from wallprobe.runs import EVALUATION, Run
+from wallprobe.store.results import Result, load_result
+from wallprobe.store.runs import EVALUATION, Run
 
 EXAMPLES, CELLS = 8, 400_000  # attention Results shown on a run's page, and cells of all their patterns together
 POINTS = 400  # of a curve; more than a screen has pixels for is thinned

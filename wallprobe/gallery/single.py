@@ -18,11 +18,11 @@ from markupsafe import Markup
 from wallprobe.gallery import assets
 from wallprobe.gallery.build import COMPARE, DATA, INDEX, WRITTEN, Site, build_site
 from wallprobe.gallery.render import environment, sealed
-from wallprobe.storage import read_json, write_atomic
+from wallprobe.store.storage import read_json, write_atomic
 
 if TYPE_CHECKING:
-    from wallprobe.results import Result
-    from wallprobe.runs import Run
+    from wallprobe.store.results import Result
+    from wallprobe.store.runs import Run
 
 TOP = "wallprobe-gallery"  # the folder within the zip
 CARRIED = 500_000  # bytes of a data file that the single page still carries

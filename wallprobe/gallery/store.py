@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wallprobe.errors import StoreError
-from wallprobe.storage import read_json
+from wallprobe.store.storage import read_json
 
 MEMORY = ".wallprobe-gallery-memory.json"
 VERSION = 1
@@ -56,7 +56,7 @@ def code() -> str:
     """A hash of everything that shapes a page beside the Result: this package's files, and the plugins that there are."""
     here = Path(__file__).parent
     files = sorted(path for path in here.rglob("*") if path.is_file() and path.suffix in (".py", ".html", ".css", ".js"))
-    digest = hashlib.sha256(content([*files, here.parent / "results.py"]).encode())
+    digest = hashlib.sha256(content([*files, here.parent / "store" / "results.py"]).encode())
     for entry in sorted(metadata.entry_points(group="wallprobe.exhibits"), key=lambda entry: (entry.name, entry.value)):
         owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else ""
         digest.update(f"{entry.name} {entry.value} {owner};".encode())

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wallprobe.errors import ConfigError, StoreError, UnknownNameError
 from wallprobe.rng import generator
-from wallprobe.runs import BUNDLED
+from wallprobe.store.runs import BUNDLED
 
 DIGITS = BUNDLED.parent / "digits" / "digits.npz"
 DIGITS_TRAIN = 1500  # the first; the other 297 are the test part

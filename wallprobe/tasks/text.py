@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wallprobe.errors import CheckpointError, ConfigError, StoreError, UnknownNameError
 from wallprobe.rng import generator
-from wallprobe.runs import BUNDLED
+from wallprobe.store.runs import BUNDLED
 
 NAME = "text"
 GENESIS, TINYSTORIES = "genesis", "tinystories"

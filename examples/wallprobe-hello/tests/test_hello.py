@@ -11,14 +11,14 @@ from wallprobe_hello.exhibit import exhibit
 from wallprobe_hello.instrument import hello
 from wallprobe_hello.task import HelloTask
 
-from wallprobe import runs
-from wallprobe.claims.ledger import judge_all
+from wallprobe.claims.ledger.claim import judge_all
 from wallprobe.errors import ConfigError
 from wallprobe.gallery import Exhibit
-from wallprobe.results import Result, dataset
-from wallprobe.training.jobs import Job
-from wallprobe.training.loop import train
-from wallprobe.training.recipes import Recipe
+from wallprobe.store import runs
+from wallprobe.store.results import Result, dataset
+from wallprobe.training.wall.jobs import Job
+from wallprobe.training.wall.loop import train
+from wallprobe.training.wall.recipes import Recipe
 
 TINY = Recipe(preset="tiny", n_layers=1, d_model=8, n_heads=2, steps=3, batch=4, warmup=1)
 

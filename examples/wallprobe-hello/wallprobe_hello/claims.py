@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from wallprobe.claims.ledger import Area, Claim
-from wallprobe.claims.measurements import Measurements, Source
-from wallprobe.claims.quantities import summary
-from wallprobe.claims.rules import CROSSING, above
-from wallprobe.results import list_results
-from wallprobe.runs import RunName
+from wallprobe.claims.ledger.claim import Area, Claim
+from wallprobe.claims.ledger.measurements import Measurements, Source
+from wallprobe.claims.ledger.quantities import summary
+from wallprobe.claims.ledger.rules import CROSSING, above
+from wallprobe.store.results import list_results
+from wallprobe.store.runs import RunName
 
 ANSWERS = Claim(
     id="hello.hello.answers",

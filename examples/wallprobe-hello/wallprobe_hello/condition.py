@@ -1,6 +1,6 @@
 """The condition `hello`: a signal, a route, positions and a schedule of wallprobe's, put together anew."""
 
-from wallprobe.training.conditions import Condition, Schedule
+from wallprobe.training.wall.conditions import Condition, Schedule
 
 HELLO = Condition(
     "hello",

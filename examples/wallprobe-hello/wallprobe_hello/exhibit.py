@@ -2,7 +2,7 @@
 
 from wallprobe.gallery import Exhibit, Glance, chart, charts
 from wallprobe.gallery.exhibits.table import headline, tables
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 LINES = {"program": ("sequence alternates", "@series-1", "circle"), "noise": ("noise, the control", "@series-2", "diamond")}
 

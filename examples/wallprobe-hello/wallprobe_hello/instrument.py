@@ -9,12 +9,12 @@ import torch
 
 from wallprobe import models, stats
 from wallprobe.errors import ConfigError
-from wallprobe.hooks.instruments import Instrument
-from wallprobe.manifest import Stopwatch, provenance
-from wallprobe.results import Result, dataset
+from wallprobe.hooks.registry import Instrument
 from wallprobe.rng import generator
-from wallprobe.runs import Run
-from wallprobe.training.evaluate import fresh, predict
+from wallprobe.store.manifest import Stopwatch, provenance
+from wallprobe.store.results import Result, dataset
+from wallprobe.store.runs import Run
+from wallprobe.training.wall.evaluate import fresh, predict
 from wallprobe_hello.task import HelloTask
 
 SIDES = {"program": "alternating sequences", "noise": "noise sequences, the control"}

@@ -4,7 +4,7 @@ from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel
 from wallprobe.gallery.exhibits.table import headline, tables
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 # suffix -> (legend, colour, dash, marker)
 ARMS = {

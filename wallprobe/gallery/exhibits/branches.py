@@ -6,7 +6,7 @@ from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table
 from wallprobe.gallery.exhibits.table import headline, tables
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 RATIOS = {"attn_xin": ("attention", "@series-1", "circle", "solid"), "ffn_xin": ("MLP", "@series-2", "diamond", "dash")}
 ENTROPY = {"h_attn": ("attention entropy", "@series-1", "circle", "solid"), "h_max": ("uniform attention", "@muted", "square", "dot")}

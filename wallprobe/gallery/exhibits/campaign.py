@@ -5,7 +5,7 @@ from typing import Any
 from wallprobe.gallery import charts
 from wallprobe.gallery.exhibit import Exhibit, Figure, Glance, Table, chart
 from wallprobe.gallery.exhibits.table import headline, tables
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 KINDS = {
     "triangulate": "1 triangulation",

@@ -6,7 +6,7 @@ from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import Exhibit, Figure, Frame, Glance, Panel, Table, chart
 from wallprobe.gallery.exhibits.table import headline, tables
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 BRANCHES = {"attn": ("Attention", "@series-1"), "mlp": ("MLP", "@series-2")}
 NORMS = {

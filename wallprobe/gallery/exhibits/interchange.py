@@ -10,7 +10,7 @@ from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table, chart
 from wallprobe.gallery.exhibits.table import headline, tables
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 ANSWERS = {"import": "imported prediction", "rule": "donor's rule", "own": "own answer"}
 ON_AXIS = {key: words.replace(" ", "<br>") for key, words in ANSWERS.items()}

@@ -8,7 +8,7 @@ from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import Exhibit, Figure, Glance, Table, chart
 from wallprobe.gallery.exhibits.table import headline, tables
 from wallprobe.gallery.exhibits.triangulate import LOOKS
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 
 def exhibit(result: Result) -> Exhibit:

@@ -7,7 +7,7 @@ from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table, chart
 from wallprobe.gallery.exhibits.table import headline, tables
 from wallprobe.gallery.exhibits.triangulate import LOOKS
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 SCALES = {
     "influence": ("as measured", "movement of the query a unit of the nudge"),

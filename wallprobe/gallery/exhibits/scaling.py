@@ -8,7 +8,7 @@ from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import Exhibit, Figure, Glance, Table, chart
 from wallprobe.gallery.exhibits.table import headline, tables
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 FITS = ("label", "alpha", "alpha_se", "r2", "p", "low", "high")
 SIZES = {

@@ -8,7 +8,7 @@ from wallprobe.gallery import charts
 from wallprobe.gallery.exhibit import Exhibit, Figure, Frame, Glance, Table
 from wallprobe.gallery.exhibits.interchange import answers, floor, heatmaps, strongest
 from wallprobe.gallery.exhibits.table import headline, tables
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 
 def exhibit(result: Result) -> Exhibit:

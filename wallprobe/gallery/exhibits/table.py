@@ -2,7 +2,7 @@
 
 from wallprobe.gallery import longtable
 from wallprobe.gallery.exhibit import Exhibit, Figure, Table
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 ROWS = 400
 

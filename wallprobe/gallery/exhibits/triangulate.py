@@ -9,7 +9,7 @@ from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import Exhibit, Figure, Glance, Table, chart
 from wallprobe.gallery.exhibits.table import headline, tables
-from wallprobe.results import Result
+from wallprobe.store.results import Result
 
 LOOKS = (
     ("@series-1", "circle", "solid"),

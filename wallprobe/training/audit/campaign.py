@@ -12,11 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from wallprobe import runs
-from wallprobe.allocator import keep_freed
 from wallprobe.errors import WallprobeError
-from wallprobe.results import Result, load_result
-from wallprobe.storage import read_json
+from wallprobe.store import runs
+from wallprobe.store.results import Result, load_result
+from wallprobe.store.storage import read_json
 from wallprobe.tasks.images import Images, load_images
 from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import AuditJob, make_job
@@ -24,9 +23,10 @@ from wallprobe.training.audit.loop import AUDIT, FOLDER, Progress, at, audit, fi
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.audit.record import judged
 from wallprobe.training.audit.wall import ARCH
-from wallprobe.training.loop import CHECKPOINT
-from wallprobe.training.nets import Sizes
-from wallprobe.training.sweep import share_cores
+from wallprobe.training.engines.allocator import keep_freed
+from wallprobe.training.engines.sweep import share_cores
+from wallprobe.training.estimators.nets import Sizes
+from wallprobe.training.wall.loop import CHECKPOINT
 
 METHODS = ("bp", "fa", "dfa", "frozen")
 # Where a pass is dear. Of 256 samples a true gradient's nudge was 240 to 370 times the bound along random directions (medians).

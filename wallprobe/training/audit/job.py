@@ -12,8 +12,8 @@ from wallprobe.tasks.images import DATA, Images, load_images
 from wallprobe.training.audit import wall
 from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.quantities import Lens
-from wallprobe.training.estimators import makers
-from wallprobe.training.nets import NETS, Net, Sizes, build_net
+from wallprobe.training.estimators.nets import NETS, Net, Sizes, build_net
+from wallprobe.training.estimators.protocol import makers
 
 STOPS = ("degenerate",)
 USUAL_DATA = "digits"  # of whoever names none; the wall's transformer takes its own task

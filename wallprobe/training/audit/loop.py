@@ -20,21 +20,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from wallprobe import runs
 from wallprobe.errors import CheckpointError, ConfigError
-from wallprobe.manifest import Stopwatch, provenance, source_commit
-from wallprobe.results import Result, load_result
 from wallprobe.rng import generator
-from wallprobe.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
+from wallprobe.store import runs
+from wallprobe.store.manifest import Stopwatch, provenance, source_commit
+from wallprobe.store.results import Result, load_result
+from wallprobe.store.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
 from wallprobe.tasks.images import Images
 from wallprobe.training.audit.diagnostics import Series, should_stop
 from wallprobe.training.audit.job import EARLY, AuditJob
 from wallprobe.training.audit.quantities import LAYERED, at_rest, common, observe
 from wallprobe.training.audit.start import Start, start_of
 from wallprobe.training.audit.wall import Sequences, distance
-from wallprobe.training.estimators import Batch, CreditEstimator, make_estimator
-from wallprobe.training.loop import CHECKPOINT, own
-from wallprobe.training.nets import Net
+from wallprobe.training.estimators.nets import Net
+from wallprobe.training.estimators.protocol import Batch, CreditEstimator, make_estimator
+from wallprobe.training.wall.loop import CHECKPOINT, own
 
 FOLDER, AUDIT = "audit", "audit"
 EVAL_BATCH = 100  # maps of more leave the cache: half the speed

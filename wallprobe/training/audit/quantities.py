@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from wallprobe.errors import InstrumentError
 from wallprobe.rng import generator
-from wallprobe.training.estimators import Batch, CreditEstimator, QuickCredits, Seen
-from wallprobe.training.feedback import still
-from wallprobe.training.nets import Net, matrices
+from wallprobe.training.estimators.feedback import still
+from wallprobe.training.estimators.nets import Net, matrices
+from wallprobe.training.estimators.protocol import Batch, CreditEstimator, QuickCredits, Seen
 
 CHUNK = 256  # samples a pass
 NUDGED = 64  # samples a nudged pass

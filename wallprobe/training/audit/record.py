@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from wallprobe.results import Result, dataset, plain
 from wallprobe.rng import generator
 from wallprobe.stats import interval, resamples
+from wallprobe.store.results import Result, dataset, plain
 from wallprobe.training.audit.diagnostics import VERDICTS, Baseline, Diagnosis, Series, Thresholds, diagnose, early_stop
 from wallprobe.training.audit.job import AuditJob
 from wallprobe.training.audit.quantities import LAYERED
@@ -73,7 +73,7 @@ def make_result(
         series: what was seen.
         moments: the same, with losses.
         correct: which test samples are labelled right at the end.
-        manifest: see `wallprobe.manifest`.
+        manifest: see `wallprobe.store.manifest`.
         diverged: whether the training's loss ceased to be finite.
         bits: of the wall's task, mean |H(P) - H(Q)| at positions 1..T-1.
     """

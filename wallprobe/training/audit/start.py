@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wallprobe.storage import write_atomic
+from wallprobe.store.storage import write_atomic
 from wallprobe.training.audit.job import AuditJob
 from wallprobe.training.audit.quantities import Common
 

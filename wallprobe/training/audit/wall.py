@@ -18,8 +18,8 @@ from wallprobe.errors import ConfigError
 from wallprobe.rng import generator
 from wallprobe.tasks.recurrence import RecurrenceTask
 from wallprobe.tasks.task import Task
-from wallprobe.training import lean
-from wallprobe.training.nets import Net, Sizes
+from wallprobe.training.estimators.nets import Net, Sizes
+from wallprobe.training.wall import lean
 
 ARCH, DATA = "wall", "recurrence"
 HORIZON = 5  # K of condition c0

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from wallprobe.runs import RunName
-from wallprobe.training.jobs import Job
-from wallprobe.training.loop import Progress
+from wallprobe.store.runs import RunName
+from wallprobe.training.wall.jobs import Job
+from wallprobe.training.wall.loop import Progress
 
 INSIDE = "WALLPROBE_WORKER"  # set in a worker's environment
 Kind = Literal["progress", "done", "failed", "stopped", "lost"]
@@ -90,7 +90,7 @@ def perform(task: Task, tell: Callable[[Progress], None]) -> dict[str, Any]:
 
     import torch
 
-    from wallprobe.training.work import WAIT, complete
+    from wallprobe.training.wall.work import WAIT, complete
 
     sys.argv = list(task.argv)
     torch.set_num_threads(task.threads)

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from wallprobe.errors import ConfigError, WallprobeError
-from wallprobe.runs import RunName
+from wallprobe.store.runs import RunName
 from wallprobe.training.engines import Event, Task, perform
-from wallprobe.training.loop import Progress, StopTraining
+from wallprobe.training.wall.loop import Progress, StopTraining
 
 RETRIES = 2
 

@@ -12,10 +12,10 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from wallprobe.runs import RunName
+from wallprobe.store.runs import RunName
 from wallprobe.training.engines import INSIDE, Event, Task
 from wallprobe.training.engines.worker import STOP, encode
-from wallprobe.training.loop import Progress
+from wallprobe.training.wall.loop import Progress
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 BOOT = "import sys; sys.path[:] = {path!r}; from wallprobe.training.engines.worker import main; main()"

@@ -51,7 +51,7 @@ def _answer(channel: TextIO, line: bytes, stop: threading.Event) -> None:
     from dataclasses import asdict
 
     from wallprobe.training.engines import perform
-    from wallprobe.training.loop import Progress, StopTraining
+    from wallprobe.training.wall.loop import Progress, StopTraining
 
     def send(kind: str, **rest: Any) -> None:
         try:

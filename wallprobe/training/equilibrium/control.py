@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wallprobe.equilibrium import Equilibrium
+from wallprobe.models.equilibrium import Equilibrium
 from wallprobe.training.equilibrium.job import Control
 from wallprobe.training.equilibrium.linear import Frozen
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wallprobe.equilibrium import Equilibrium, Fused, RelaxResult
 from wallprobe.errors import ConfigError
+from wallprobe.models.equilibrium import Equilibrium, Fused, RelaxResult
 from wallprobe.training.equilibrium.linear import Frozen, branches_complex, softmax_complex
-from wallprobe.training.estimators import Batch, Estimator, GradResult, Maker
-from wallprobe.training.feedback import named_grads
+from wallprobe.training.estimators.gradients import named_grads
+from wallprobe.training.estimators.protocol import Batch, Estimator, GradResult, Maker
 
 AUTO_R, AUTO_AMP = 0.02, 0.01  # where "auto" begins, and the relative displacement it steers to
 TINY = 1e-30

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from wallprobe import runs
 from wallprobe.errors import ConfigError
-from wallprobe.manifest import Stopwatch
-from wallprobe.results import Result
+from wallprobe.store import runs
+from wallprobe.store.manifest import Stopwatch
+from wallprobe.store.results import Result
 from wallprobe.training.equilibrium.control import classify
 from wallprobe.training.equilibrium.job import ARMS, Control, EqJob, Recipe, preset
 from wallprobe.training.equilibrium.record import curves, describe, made

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from wallprobe.equilibrium import EqConfig
 from wallprobe.errors import ConfigError, UnknownNameError
-from wallprobe.runs import DEFAULT_SEED, RunName
+from wallprobe.models.equilibrium import EqConfig
+from wallprobe.store.runs import DEFAULT_SEED, RunName
 from wallprobe.tasks.text import TextSpec
 
 BP = "bp"  # the arm without an equilibrium: a one-layer HookedTransformer of the same shape

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wallprobe.equilibrium import GELU_CUBE, GELU_SLOPE, LN_EPS, RMS_EPS, Fused
+from wallprobe.models.equilibrium import GELU_CUBE, GELU_SLOPE, LN_EPS, RMS_EPS, Fused
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from wallprobe import models, runs
-from wallprobe.equilibrium import PlainEquilibrium, init
+from wallprobe import models
 from wallprobe.errors import CheckpointError, ConfigError
-from wallprobe.manifest import Stopwatch, provenance, source_commit
-from wallprobe.results import plain
+from wallprobe.models.equilibrium import PlainEquilibrium, init
 from wallprobe.rng import generator
-from wallprobe.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
+from wallprobe.store import runs
+from wallprobe.store.manifest import Stopwatch, provenance, source_commit
+from wallprobe.store.results import plain
+from wallprobe.store.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
 from wallprobe.tasks.text import Text, load_text
 from wallprobe.training.equilibrium.control import Watch, penalty, servo
 from wallprobe.training.equilibrium.estimators import Free, TwoPhase, cross_entropy
 from wallprobe.training.equilibrium.job import EqJob
-from wallprobe.training.estimators import Batch, GradResult, make_estimator
-from wallprobe.training.feedback import named_grads
-from wallprobe.training.loop import CHECKPOINT, own
+from wallprobe.training.estimators.gradients import named_grads
+from wallprobe.training.estimators.protocol import Batch, GradResult, make_estimator
+from wallprobe.training.wall.loop import CHECKPOINT, own
 
 STATE = "state.safetensors"  # of a finished run or a snapshot: what a warm start needs
 TRANSFORMER_ACT = "gelu_new"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from wallprobe import runs
-from wallprobe.manifest import Stopwatch, provenance
-from wallprobe.results import Result, dataset, plain
+from wallprobe.store import runs
+from wallprobe.store.manifest import Stopwatch, provenance
+from wallprobe.store.results import Result, dataset, plain
 from wallprobe.training.equilibrium.job import EqJob
 
 Variables = dict[str, tuple[tuple[str, ...], Any, str, str]]
@@ -52,7 +52,7 @@ def made(
         rows: column -> value; text, numbers, NaN for what is not there.
         columns: column -> (units, what it is).
         summary: flat.
-        manifest: see `wallprobe.manifest`.
+        manifest: see `wallprobe.store.manifest`.
         more: further variables, of other dimensions.
     """
     variables: Variables = {}

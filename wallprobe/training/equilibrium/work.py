@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from wallprobe import runs
 from wallprobe.errors import WallprobeError
+from wallprobe.store import runs
 from wallprobe.training.audit.campaign import POLL, begin
+from wallprobe.training.engines.sweep import share_cores
 from wallprobe.training.equilibrium.job import EqJob
 from wallprobe.training.equilibrium.loop import Progress, at, finished, train
-from wallprobe.training.sweep import share_cores
 
 Told = Callable[[str, int, int], None]  # run, steps behind it, steps in all
 

@@ -1,0 +1,1 @@
+"""The ledger of the study of equilibrium propagation."""

@@ -1,0 +1,1 @@
+"""An audit of a model of the user's own against its true gradient."""

@@ -1,0 +1,1 @@
+"""How loud each sub-layer is, and the law of it over size."""

@@ -1,0 +1,1 @@
+"""One network's activation in another: which answer comes out."""

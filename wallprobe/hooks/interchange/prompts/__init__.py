@@ -1,0 +1,1 @@
+"""Interchange between language models on pairs of prompts."""

@@ -1,0 +1,1 @@
+"""Linear probes: every layer, index and target in one solve."""

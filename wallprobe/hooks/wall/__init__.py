@@ -1,0 +1,1 @@
+"""What needs a task's exact answer: attention, calibration, geometry, temperature."""

@@ -1,0 +1,220 @@
+"""Load any decoder: a run name (`p5`, `p5@1337`), a run folder, a local Hugging Face folder, a .gguf file or a hub id.
+
+Weights are never processed (no folding, no centring).
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from wallprobe.errors import CheckpointError, UnknownNameError
+from wallprobe.models.building import build, build_equilibrium
+from wallprobe.models.equilibrium import EqConfig
+from wallprobe.models.loaded import Loaded, Plain, hook_name, quiet
+from wallprobe.models.sizes import SIZES, count
+from wallprobe.models.sources import check_complete, first_line, hash_files, refuse_encoder, unreachable
+from wallprobe.store import runs
+
+# Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
+RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
+OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars off stderr, where ours is; those of GGUF files know no other switch than its redirection."""
+    from transformers.utils import logging
+
+    bars: Any = logging  # untyped there
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def load_run(run: runs.Run, device: str = "cpu") -> Loaded:
+    """A run's model, its weights verified against the manifest; `kind` "equilibrium" for an equilibrium transformer's."""
+    shape, fixed = run.manifest["shape"], run.kind == runs.EQUILIBRIUM
+    model = build_equilibrium(EqConfig.of(shape), run.tensors()).to(device) if fixed else build(shape, run.tensors(), device)
+    kind = runs.EQUILIBRIUM if fixed else "run"
+    return Loaded(str(run.name), kind, model, shape["n_layers"], shape["d_model"], run.manifest["weight_hash"], run=run)
+
+
+def load(source: str, device: str = "cpu", root: Path | None = None) -> Loaded:
+    """Load a model from a run name, a run folder, a Hugging Face folder, a .gguf file or a hub id, in that order.
+
+    Args:
+        source: as above.
+        device: torch device.
+        root: run store; default as `runs.default_root`.
+
+    Returns:
+        The model in fp32, unprocessed, in evaluation mode.
+
+    Raises:
+        UnknownNameError: if it is none of these.
+        CheckpointError: if it is there but damaged.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UnknownNameError(f"no file {source}; give an existing .gguf file")
+        return _load_transformers(source, "gguf", path.parent, path.name, device)
+    if path.is_dir():
+        if runs.is_run_folder(path):
+            return load_run(runs.open_run(path), device)
+        if not (path / "config.json").is_file():
+            raise UnknownNameError(f"folder {source} is neither a run (manifest.json) nor a Hugging Face model (config.json)")
+        return _load_transformers(source, "folder", path, None, device)
+    if "/" in source or os.sep in source:
+        return _load_hub(source, device)
+    if source.partition("@")[0] in OWNERLESS:
+        return _load_hub(source, device)
+    return load_run(runs.find_run(source, root), device)
+
+
+def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, device: str) -> Loaded:
+    """A local folder or GGUF file through transformers and the bridge, raw weights in fp32."""
+    plain = _read_local(source, kind, folder, gguf, device)
+    bridge = _bridge(source, str(folder), plain.model, plain.tokenizer, device)
+    return _loaded(source, kind, bridge, plain.tokenizer, plain.weight_hash)
+
+
+def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: str, *, weights: bool = True) -> Plain:
+    with quiet():
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        reader: Any = AutoModelForCausalLM
+        options: dict[str, Any] = {"local_files_only": True} | ({"gguf_file": gguf} if gguf else {})
+        loading: dict[str, Any] = {}
+        try:
+            with _no_bars():
+                if weights:
+                    model, loading = reader.from_pretrained(folder, **RAW, **options, output_loading_info=True)
+                else:
+                    with torch.device("meta"):
+                        model = reader.from_config(AutoConfig.from_pretrained(folder, **options), **RAW)
+        except Exception as error:
+            raise CheckpointError(f"{source} cannot be loaded as a causal language model: {first_line(error)}") from error
+        refuse_encoder(source, model.config)
+        check_complete(source, loading)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        except Exception as error:
+            raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {first_line(error)}") from error
+        if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):  # what transformers makes up where no file is
+            raise CheckpointError(f"{source} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(folder)")
+    if not weights:
+        return Plain(source, kind, model.eval(), tokenizer, None)
+    files = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    return Plain(source, kind, model.to(device).eval(), tokenizer, hash_files(files))
+
+
+def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Plain:
+    """A decoder from a local Hugging Face folder, a .gguf file or a hub id, without hooks: half the memory of `load`.
+
+    Args:
+        source: as above.
+        device: torch device.
+        weights: False for its layout and tokenizer alone, to be checked before anything is computed.
+
+    Raises:
+        UnknownNameError: if it is none of these.
+        CheckpointError: if it is there but damaged.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UnknownNameError(f"no file {source}; give an existing .gguf file")
+        return _read_local(source, "gguf", path.parent, path.name, device, weights=weights)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UnknownNameError(f"folder {source} is no Hugging Face model (config.json); prompts need a language model")
+        return _read_local(source, "folder", path, None, device, weights=weights)
+    if "/" not in source and source not in OWNERLESS:
+        raise UnknownNameError(
+            f"'{source}' is no language model: give a Hugging Face folder, a .gguf file or a hub id; runs take no --prompts"
+        )
+    try:
+        with quiet():
+            from huggingface_hub import snapshot_download
+
+            repository, _, revision = source.partition("@")
+            folder = Path(
+                snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+            )
+    except Exception as error:
+        raise UnknownNameError(
+            f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
+            f"({first_line(error)}); give a hub id, a local folder or a .gguf file"
+        ) from error
+    return _read_local(source, "hub", folder, None, device, weights=weights)
+
+
+def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    sizes = count(model)  # before: the bridge splits joint projections into copies
+    model.to(device)  # the bridge leaves a model it is handed where it is
+    try:
+        bridge: nn.Module = TransformerBridge.boot_transformers(
+            name, hf_model=model, tokenizer=tokenizer, device=device, dtype=torch.float32
+        )
+    except Exception as error:
+        kind = type(model).__name__
+        raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {first_line(error)}") from error
+    setattr(bridge, SIZES, sizes)
+    return bridge.eval()
+
+
+def _load_hub(source: str, device: str) -> Loaded:
+    """A hub id: HookedTransformer without processing where the name is official, else the bridge."""
+    import huggingface_hub.utils
+
+    utils: Any = huggingface_hub.utils  # re-exports without saying so
+    repository, _, revision = source.partition("@")
+    try:
+        utils.validate_repo_id(repository)
+    except utils.HFValidationError as error:
+        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({first_line(error)})") from error
+    try:
+        with quiet():
+            from transformer_lens import HookedTransformer
+            from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
+
+            options: dict[str, Any] = {"revision": revision} if revision else {}
+            if repository in OFFICIAL_MODEL_NAMES:
+                model: Any = HookedTransformer.from_pretrained_no_processing(repository, device=device, dtype=torch.float32, **options)
+                tokenizer = model.tokenizer
+            else:
+                from transformers import AutoModelForCausalLM, AutoTokenizer
+
+                tokenizer = AutoTokenizer.from_pretrained(repository, **options)
+                reader: Any = AutoModelForCausalLM
+                raw, loading = reader.from_pretrained(repository, **RAW, **options, output_loading_info=True)
+                refuse_encoder(source, raw.config)
+                check_complete(source, loading)
+                model = _bridge(source, repository, raw, tokenizer, device)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise unreachable(source, error) from error
+    return _loaded(source, "hub", model.eval(), tokenizer, None)
+
+
+def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str | None) -> Loaded:
+    config = model.cfg
+    # Not every adapter of the bridge sets the flag; none of the parallel ones has the hook.
+    parallel = bool(getattr(config, "parallel_attn_mlp", False)) or hook_name(0, "resid_mid") not in model.hook_dict
+    return Loaded(source, kind, model, int(config.n_layers), int(config.d_model), weight_hash, None, tokenizer, parallel)

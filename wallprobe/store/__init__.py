@@ -1,0 +1,1 @@
+"""What is written, how, and how it is found again: runs, results, manifests."""

@@ -1,0 +1,167 @@
+"""Result: labelled arrays with units, controls beside the treatment, and the manifest of what made them.
+
+A stored Result is a folder `kind-slug-hash` with result.json (`kind`, `summary`, `values`, `manifest`; what `--json` prints)
+and arrays.nc (netCDF-3, the xarray.Dataset).
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from wallprobe.errors import StoreError, WallprobeError
+from wallprobe.plugins import PICTURES, load_group
+from wallprobe.store.storage import atomic_directory, read_json, sha256_file, write_atomic, write_json
+
+RECORD, ARRAYS = "result.json", "arrays.nc"
+
+
+def default_root() -> Path:
+    """`$WALLPROBE_RESULTS`, else `./results`."""
+    return Path(os.environ.get("WALLPROBE_RESULTS", "results"))
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON: numpy scalars unwrapped, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measurement.
+
+    Attributes:
+        kind: what it is of, for instance "interchange"; chooses the exhibit.
+        data: arrays with named dims; every variable has attrs `units` and `long_name`. Variables whose dims are exactly
+            `table` make the long table `values`; others (per pair, per sequence) stay in the arrays alone.
+        table: dims of the long table, in order.
+        summary: flat, JSON values only; its keys never change meaning.
+        manifest: see `wallprobe.store.manifest`.
+    """
+
+    kind: str
+    data: xr.Dataset
+    table: tuple[str, ...]
+    summary: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @property
+    def values(self) -> list[dict[str, Any]]:
+        """The long table: one record a cell, a column a dim and a variable."""
+        chosen = [name for name, array in self.data.data_vars.items() if array.dims == self.table]
+        coords = [self.data[dim].values for dim in self.table]
+        columns = {str(name): self.data[name].values for name in chosen}
+        records = []
+        for cell in np.ndindex(*(len(coord) for coord in coords)):
+            record = {dim: plain(coord[place]) for dim, coord, place in zip(self.table, coords, cell, strict=True)}
+            record |= {name: plain(column[cell]) for name, column in columns.items()}
+            records.append(record)
+        return records
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints: `kind`, `summary`, `values`, `manifest`."""
+        return {"kind": self.kind, "summary": plain(self.summary), "values": self.values, "manifest": plain(self.manifest)}
+
+    def _repr_html_(self) -> str | None:
+        """Its picture in a notebook: the gallery's page in a frame that needs no network, found by entry point."""
+        picture = next(iter(load_group(PICTURES).values()), None)
+        return None if picture is None else str(picture(self))
+
+    @property
+    def slug(self) -> str:
+        """A readable, file-safe stem from the manifest's `subject`."""
+        subject = str(self.manifest.get("subject", "result"))
+        return re.sub(r"[^a-z0-9@.]+", "-", subject.lower()).strip("-.")[:60] or "result"
+
+    @property
+    def identity(self) -> str:
+        """Folder name in a store: kind, slug and a hash of the configuration, so that the same command replaces its own Result."""
+        key = json.dumps([self.kind, self.slug, plain(self.manifest.get("config"))], sort_keys=True)
+        return f"{self.kind}-{self.slug}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+    def save(self, root: Path | None = None) -> Path:
+        """Store it under `root` (default `default_root()`), whole or not at all.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            StoreError: if the store cannot be written.
+        """
+        return self.save_at((root or default_root()) / self.identity)
+
+    def save_at(self, folder: Path) -> Path:
+        """Store it as that very folder, whole or not at all."""
+        with atomic_directory(folder) as temporary:
+            write_atomic(temporary / ARRAYS, bytes(self.data.to_netcdf(engine="scipy")))
+            record = self.to_json() | {"table": list(self.table), "arrays_hash": sha256_file(temporary / ARRAYS)}
+            write_json(temporary / RECORD, record)
+        return folder
+
+
+def load_result(folder: Path) -> Result:
+    """The Result in a folder.
+
+    Raises:
+        StoreError: if a part is missing, altered or unreadable.
+    """
+    record = read_json(folder / RECORD)
+    try:
+        kind, table, expected = str(record["kind"]), tuple(record["table"]), record["arrays_hash"]
+        summary, manifest = dict(record["summary"]), dict(record["manifest"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{folder / RECORD} lacks {error}; it is damaged or not ours, make it again") from error
+    arrays = folder / ARRAYS
+    if not arrays.is_file() or sha256_file(arrays) != expected:
+        raise StoreError(f"{arrays} is missing or altered; make the result again: {manifest.get('command', '')}")
+    with xr.open_dataset(arrays, engine="scipy") as data:
+        return Result(kind, data.load(), table, summary, manifest)
+
+
+def list_results(root: Path | None = None) -> tuple[list[tuple[Path, Result]], list[tuple[Path, str]]]:
+    """Every Result in a store, and the damaged ones with what is wrong, both by folder name."""
+    folder = root or default_root()
+    sound: list[tuple[Path, Result]] = []
+    damaged: list[tuple[Path, str]] = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith(".") or not path.is_dir():
+            continue
+        try:
+            sound.append((path, load_result(path)))
+        except (WallprobeError, OSError, ValueError) as error:
+            damaged.append((path, str(error)))
+    return sound, damaged
+
+
+def dataset(
+    coords: Mapping[str, Any], variables: Mapping[str, tuple[tuple[str, ...], Any, str, str]], **attrs: str | int | float
+) -> xr.Dataset:
+    """A Dataset from plain arrays.
+
+    Args:
+        coords: dim -> labels.
+        variables: name -> (dims, array, units, long name).
+        attrs: attributes of the whole.
+    """
+    data = xr.Dataset(coords={name: (name, np.asarray(labels)) for name, labels in coords.items()}, attrs=dict(attrs))
+    for name, (dims, array, units, long_name) in variables.items():
+        data[name] = (dims, np.asarray(array), {"units": units, "long_name": long_name})
+    return data
