@@ -1,7 +1,8 @@
 """The fourth seed's ledger (seed 003): its figures against what its authors' own published gains give, and against weights measured here.
 
-Two subjects: `pythia`, recomputed from the published figures (`hooks.gains.published`), and `smollm2-135m`, measured with this package on real
-weights of another family; `pythia-70m` and `pythia-12b` count where they were measured. Predicates stood before any value was looked at.
+Two subjects: `pythia`, recomputed from the published figures (`hooks.gains.published`), and `smollm2-135m`, measured with this package
+on real weights of another family; `pythia-70m` and `pythia-12b` count where they were measured. Predicates stood before any value was
+looked at.
 """
 
 from collections.abc import Iterator
