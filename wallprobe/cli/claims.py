@@ -104,7 +104,7 @@ def _print(area: "Area", measurements: "Measurements", verdicts: "Sequence[Verdi
 
 
 def _table(area: "Area", topic: str, items: "Sequence[Verdict]") -> Any:
-    """One topic: the claim and its id, the seed's figure, ours with its interval, the verdict."""
+    """One topic: the claim and its id, the published figure, ours with its interval, the verdict."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -113,7 +113,7 @@ def _table(area: "Area", topic: str, items: "Sequence[Verdict]") -> Any:
 
     table = Table(title=topic, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False)
     table.add_column("claim", ratio=1)
-    table.add_column("seed", justify="right", min_width=6)
+    table.add_column("published", justify="right", min_width=9)
     table.add_column("measured", justify="right", min_width=8)
     table.add_column("verdict", min_width=8)
     for item in items:

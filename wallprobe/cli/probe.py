@@ -109,7 +109,7 @@ def _cell(column: Any) -> str:
 
 
 def _reading(result: "Result") -> str:
-    """The last layer at the positions the essay gives, its figure in brackets."""
+    """The last layer at the positions the wall study gives, its figure in brackets."""
     from wallprobe.claims.wall.instruments import POSITIONS, PROBED
 
     summary = result.summary

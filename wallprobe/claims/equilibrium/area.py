@@ -1,6 +1,6 @@
-"""The third seed's ledger (seed 002): why an equilibrium transformer plateaus, and what its own tables say to that.
+"""The ledger of the equilibrium study: why an equilibrium transformer plateaus, and what the study's own tables say to that.
 
-Two subjects: `published`, the figures that the seed prints, held to each other; and `demo`, the campaign at CPU scale, which the seed's
+Two subjects: `published`, the figures that the study prints, held to each other; and `demo`, the campaign at CPU scale, which the study's
 size (512 wide, TinyStories, 20,000 steps) is far from. Bounds at CPU scale are what was measured before this package had the model; first
 results of the instruments, of the arms and of the gate had been seen when they were written down. None was moved since.
 """
@@ -15,14 +15,14 @@ from wallprobe.claims.ledger.claim import Area, Claim
 from wallprobe.claims.ledger.quantities import Lookup, Quantity, Reading, Record, number
 from wallprobe.claims.ledger.rules import Interval
 
-PAPER = "at the seed's scale (512 wide, TinyStories, 20,000 steps), which nothing here runs"
-SCALE = "one seed at 64 wide; the seed's is at 512"
+PAPER = "at the study's scale (512 wide, TinyStories, 20,000 steps), which nothing here runs"
+SCALE = "one seed at 64 wide; the published one is at 512"
 CONVERGED = 1e-4  # residual below which estimates are held to the exact gradient
 
 
 def area() -> Area:
     """The claims, in reading order."""
-    title = "An equilibrium transformer's plateau (seed 002)"
+    title = "An equilibrium transformer's plateau (the equilibrium study)"
     claims = (*_tables(), *_faithful(), *_experiments(), *_unmeasured())
     made = measurements
     return Area("equilibrium", title, claims, (), preset=made.PRESET, read=made.read, from_results=True, pack=made.pack_all)
@@ -60,7 +60,7 @@ def _column(record: Record, name: str) -> list[float]:
 
 
 def _tables() -> Iterator[Claim]:
-    topic = "The seed's tables against its sentences"
+    topic = "The study's tables against its sentences"
     rows = "triangulate"
     yield _claim(
         "horizon.same",
@@ -372,7 +372,7 @@ def _of(record: Record, arm: str, distance: int, key: str) -> float:
 
 
 def _unmeasured() -> Iterator[Claim]:
-    topic = "At the seed's scale"
+    topic = "At the study's scale"
     for name, statement, value in (
         ("val.ep", "EP's best validation loss is 2.4037.", 2.4037),
         ("val.bp", "The transformer's best validation loss is 1.6953.", 1.6953),

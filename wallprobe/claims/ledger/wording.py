@@ -20,12 +20,12 @@ def figure(
     pattern: str | None = None,
     note: str = "",
 ) -> Claim:
-    """A number of the seed's, or a range, within its rule's band.
+    """A published number, or a range, within its rule's band.
 
     Args:
         name: id without the area.
         topic, statement, quantity, units, note: as in `Claim`.
-        seed: figure or (low, high).
+        seed: published figure or (low, high).
         rule: a key of `BANDS`.
         pattern: id, without the area, of the pattern it belongs to.
     """
@@ -48,7 +48,7 @@ def pattern(
     requires: tuple[Quantity, Interval] | None = None,
     note: str = "",
 ) -> Claim:
-    """An inequality; `seed` is the seed's own value of the same quantity, where it gives one."""
+    """An inequality; `seed` is the published value of the same quantity, where there is one."""
     given = None if seed is None else (seed, seed)
     return Claim(f"wall.{name}", topic, "pattern", statement, given, quantity, rule, accepted, units, requires, note=note)
 
@@ -80,7 +80,7 @@ def gone(name: str, topic: str, statement: str, condition: str, seed: float | No
 def more(
     name: str, topic: str, statement: str, quantity: Quantity, than: Quantity, units: str, *, seed: float | None = None, note: str = ""
 ) -> Claim:
-    """One error or ratio is larger than another; `seed` is the seed's own difference."""
+    """One error or ratio is larger than another; `seed` is the published difference."""
     return pattern(name, topic, statement, quantity - than, "order", rules.above(0.0), units, seed=seed, note=note)
 
 

@@ -1,4 +1,4 @@
-"""Claims on the further axes: wrong targets, position masks, schedules, introspection, endogenous signals. Spec wall.md section 4."""
+"""Claims on the further axes: wrong targets, position masks, schedules, introspection, endogenous signals. The wall study, "The shield does not propagate"."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Mask:
     beside: tuple[int, ...]
 
 
-# condition -> (target in words, the seed's wall ratio)
+# condition -> (target in words, the published wall ratio)
 WRONG = {
     "entropy-0p5": ("a constant 0.5 bits", 63.5),
     "entropy-1": ("a constant 1 bit", 42.1),
@@ -140,7 +140,7 @@ def _schedules() -> Iterator[Claim]:
         "ratio",
         "ratio",
         pattern=f"{LATE[0]}.gone",
-        note="the seed gives one figure for late introduction and does not say for which of two late starts",
+        note="the study gives one figure for late introduction and does not say for which of two late starts",
     )
     yield kept(
         "removed-1-3.wall",

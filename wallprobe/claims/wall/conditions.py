@@ -1,4 +1,4 @@
-"""Claims on the thirteen conditions: the wall, the essay's table, and what calibration leaves wrong. Spec wall.md section 4."""
+"""Claims on the thirteen conditions: the wall, the wall study's table, and what calibration leaves wrong."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -10,7 +10,7 @@ from wallprobe.claims.ledger.wording import apart, figure, gone, kept, more, pat
 
 CONDITIONS = ("c0", "c1", "c2", "c3", "c4", "c5", "p1", "p2", "p3", "p4", "p5", "p6", "s1")
 
-# condition -> summary key of `wallprobe eval` -> the essay's figure (three-seed means)
+# condition -> summary key of `wallprobe eval` -> the published figure (means of three seeds)
 PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
         "c0": MappingProxyType({"untrained_mae": 1.54, "kl_nats": 0.80, "class_posterior_mae": 0.64, "wall_ratio": 76.0}),
@@ -34,7 +34,7 @@ NAMED = {
     "p1": ("the class posterior through a scalar head", "p1.wall"),
     "p5": ("the class posterior through the softmax", "p5.gone"),
 }
-AT_10K = "the seed's figure is at 10,000 steps of its recipe"
+AT_10K = "the published figure is at 10,000 steps of its recipe"
 
 
 def claims() -> Iterator[Claim]:
@@ -86,7 +86,7 @@ def _baseline() -> Iterator[Claim]:
 
 
 def _table() -> Iterator[Claim]:
-    topic = "The essay's table"
+    topic = "The wall study's table"
     for condition, figures in PUBLISHED.items():
         what, belongs = NAMED[condition]
         for key, value in figures.items():
@@ -105,9 +105,9 @@ def _table() -> Iterator[Claim]:
 
 
 def _second_reading() -> Iterator[Claim]:
-    """The essay's class-posterior errors against another mean, beside the first reading and not instead of it."""
-    topic = "The essay's table, a second reading"
-    note = "read so after the mean over all sequences did not give the essay's figure; the essay does not say which sequences it takes"
+    """The published class-posterior errors against another mean, beside the first reading and not instead of it."""
+    topic = "The wall study's table, a second reading"
+    note = "read so after the mean over all sequences did not give the published figure; the study does not say which sequences it takes"
     for condition, figures in PUBLISHED.items():
         value = figures["class_posterior_mae"]
         yield figure(
@@ -269,7 +269,7 @@ def _delivery() -> Iterator[Claim]:
 def _mass(topic: str) -> Iterator[Claim]:
     typical = summary("p5", "eval", "bayes_best_mass_geomean")
     span = (1 / 14_000, 1 / 3_000)
-    reading = "the essay does not say which mean over sequences it takes; this is the {} one"
+    reading = "the study does not say which mean over sequences it takes; this is the {} one"
     yield figure(
         "p5.mass_typical",
         topic,

@@ -1,4 +1,4 @@
-"""Claims measured by instruments: probes, geometry, temperature, interchange, the exact answer itself. Spec wall.md sections 5, 6."""
+"""Claims measured by instruments: probes, geometry, temperature, interchange, the exact answer itself."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ PROBED = {"c0": (0.548, 0.235, 0.213, 0.169), "c1": (0.552, 0.547, 0.543, 0.540)
 POSITIONS = (5, 6, 10, 15)
 CHANCE = 1 / 17
 PAIRS = (("p5", "c0"), ("c1", "c0"), ("p1", "c0"))
-DEEP = 3  # the layer from which the essay's deep patches start
+DEEP = 3  # the layer from which the wall study's deep patches start
 EXACT = {1: 4.087, 2: 4.008, 3: 2.837, 4: 2.131, 5: 2.008, 6: 1.996}
 BEYOND = (1.995, tuple(range(7, 16)))
 
@@ -135,7 +135,7 @@ def _geometry() -> Iterator[Claim]:
 
 def _temperature() -> Iterator[Claim]:
     topic = "Temperature"
-    reading = "the seed gives the range without naming the run; its size fits the baseline"
+    reading = "the study gives the range without naming the run; its size fits the baseline"
     for condition in ("c0", "c1", "p5"):
         yield pattern(
             f"temperature.{condition}.unrecovered",

@@ -1,6 +1,6 @@
 """Claims of what can be carried: the answer and the rule between networks, raw and aligned, and a supervised state beyond the wall.
 
-Predicates were committed before any of these figures was measured; they are those of `rules`, by kind. Spec wall.md section 6, seed 000.
+Predicates were committed before any of these figures was measured; they are those of `rules`, by kind.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,7 @@ def _gain(src: str, dst: str, name: str, align: str, start: str) -> Quantity:
 
 
 def _transfer() -> Iterator[Claim]:
-    """The seed's two statements are of raw states; whether they hold of aligned ones and from another initialisation is asked here."""
+    """The wall study's two statements are of raw states; whether they hold of aligned ones and from another initialisation is asked here."""
     topic = "Transfer, raw and aligned"
     for start, origin in STARTS.items():
         for align in BASES:
@@ -55,7 +55,7 @@ def _transfer() -> Iterator[Claim]:
                 if (start, align) == ("same", RAW) and (src, dst) in CLAIMED:
                     continue
                 name = f"transfer.{src}_{dst}.{start}.{'raw' if align == RAW else align}"
-                note = "" if (start, align) == ("same", RAW) else "asked here: the seed swaps raw states and names no initialisation"
+                note = "" if (start, align) == ("same", RAW) else "asked here: the study swaps raw states and names no initialisation"
                 yield pattern(
                     f"{name}.no_rule",
                     topic,

@@ -1,4 +1,4 @@
-"""The collapse of a nudged estimate by a few sequences: larger nudges, until some sequence leaves the linear range (seed 002, spec 4).
+"""The collapse of a nudged estimate by a few sequences: larger nudges, until some sequence leaves the linear range.
 
 At a converged state, equilibrium propagation is held to the implicit gradient at growing radii r. One sequence whose nudged state runs
 away carries the whole estimate: cos goes to nothing and k up by orders of magnitude, while the gradient itself is as clean as before.

@@ -1,4 +1,4 @@
-"""A task gradient with a run's contraction penalty beside it: what the optimiser of an equilibrium run is given (seed 002: EP-task+jac)."""
+"""A task gradient with a run's contraction penalty beside it: what an equilibrium run's optimiser gets (the equilibrium study: EP-task+jac)."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""One step along each gradient over a grid of learning rates: how much loss does it buy? (spec equilibrium.md 2.6, experiment 2; seed 002)
+"""One step along each gradient over a grid of learning rates: how much loss does it buy? (the equilibrium study, experiment 2)
 
 w - lr g, the loss of the same batch (or of held-out sequences) minus what it was; then the parameters are put back, bit for bit.
 `first_order` is -lr <g, g_ref>, what the change would be if the loss were straight: where the two part, the step has left the slope.

@@ -1,4 +1,4 @@
-"""How far a token's influence reaches, and the loss at every position (spec equilibrium.md 2.6, experiment 7; seed 002).
+"""How far a token's influence reaches, and the loss at every position (the equilibrium study, experiment 7).
 
 I(d) = mean |h_q(x + e u) - h_q(x - e u)| / 2e: the embedding is nudged along random unit vectors u at d positions before the query q,
 h is the last residual stream, e a hundredth of the mean norm |x|. rel = I |x| / |h| takes both scales out. A row counts if half of e

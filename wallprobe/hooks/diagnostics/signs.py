@@ -1,4 +1,4 @@
-"""The seven experiments read together: what each measures, and which of the three plateaus of the third seed its numbers are signs of.
+"""The seven experiments read together: what each measures, and which of the equilibrium study's three plateaus its numbers are signs of.
 
 (1) invalid: the gate keeps the task out. (2) over-contracted: valid and contracted, and far from what the architecture without a fixed
 point reaches. (3) a fight: estimator and controller pull apart, or the estimate is not the gradient. A sign is a number beside a mark;

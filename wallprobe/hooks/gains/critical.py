@@ -1,7 +1,7 @@
 """The critical size N*, beyond which a unit of gain buys less: of Q = Q_inf - c N^-b and F ~ N^a, where d(Q / F) / dN = 0.
 
 N* = (c (a + b) / (a Q_inf))^(1 / b). Quality Q = ln V - loss must level off for it: of two pure power laws the ratio is monotone, and there
-is none. Reported only where the bootstrap over models bounds it. Source: seed 003, 6.3.3; specification of the gains, B6.
+is none. Reported only where the bootstrap over models bounds it. Source: the gains study, 6.3.3.
 """
 
 import math

@@ -223,7 +223,7 @@ def _variables(columns: dict[str, Tensor], rng: torch.Generator, draws: int) -> 
         if name in GAINS:
             variables[f"{name}_by_prompt"] = (("layer", "prompt"), columns[name].numpy(), unit, f"{long_name}, each prompt")
     for suffix in ("", "_no_sink"):
-        long_name = f"attention gain x MLP gain{' without sink tokens' if suffix else ''} (the seed's net; the gain of no map)"
+        long_name = f"attention gain x MLP gain{' without sink tokens' if suffix else ''} (the gains study's net; the gain of no map)"
         product = variables[f"attn_gain{suffix}"][1] * variables[f"mlp_gain{suffix}"][1]
         variables[f"net_product{suffix}"] = (("layer",), product, "1", long_name)
         both = means[f"attn_gain{suffix}"] * means[f"mlp_gain{suffix}"]

@@ -1,6 +1,7 @@
 """Causal scaling: a sub-layer's output times s, at all tokens, at sinks only or elsewhere; what it does to loss, entropy and first choice.
 
-A loud sub-layer need not matter: the last MLP's output at the sink can go and the loss stays (specification of the gains, B3, B8.4).
+A loud sub-layer need not matter: the last MLP's output at the sink can go and the loss stays. It asks what the gains study
+leaves open (6.8.4, causal claims).
 """
 
 import math

@@ -1,7 +1,7 @@
 """The scaling law: log10 of the last MLP's gain against log10 of size, by least squares, with all that says how far to believe it.
 
 One model is one point, so eight models are eight points: beside the standard error stand a t interval, a bootstrap over models, the fit
-without each model, two rank-based estimates and other measures of size. Source: seed 003, 6.1 and 6.5; specification of the gains, B5.
+without each model, two rank-based estimates and other measures of size. Source: the gains study, 6.1 and 6.5.1.
 """
 
 import math
@@ -235,8 +235,8 @@ def scaling(
     Args:
         points: at least three models of different sizes.
         quantity: what the gain is, for the record.
-        source: "published" for the seed's own models, else where the points come from.
-        targets: parameters to extrapolate to; by default the seed's.
+        source: "published" for the study's own models, else where the points come from.
+        targets: parameters to extrapolate to; by default the published ones.
         seed: of the bootstrap.
         draws: bootstrap resamples.
 
@@ -345,7 +345,7 @@ def _told(one: Fit) -> dict[str, float]:
 
 
 def _extrapolation(law: Fit, points: Sequence[Point], targets: list[float], *, published: bool) -> list[dict[str, float]]:
-    """The formula's value with its prediction interval, the law anchored at the largest model, and the seed's own figure."""
+    """The formula's value with its prediction interval, the law anchored at the largest model, and the published figure."""
     largest = max(points, key=lambda point: point.n_params)
     rows = []
     for target in targets:
@@ -371,7 +371,7 @@ NUMBERS: Mapping[str, str] = MappingProxyType(
         "high": "upper 95 % bound, of alpha or of the gain of a new model",
         "formula": "extrapolated gain by the fitted formula",
         "anchored": "extrapolated gain by the fitted exponent from the largest model's gain",
-        "seed_says": "what the seed extrapolates to",
+        "seed_says": "what the study extrapolates to",
         "beyond": "1 where the size is above 10 times the largest model's",
         "quality": "ln V - loss, nats",
         "eta": "quality over gain, nats per unit of gain",

@@ -1,4 +1,4 @@
-"""Ablation of a subspace: does a run's own answer need what stands there? Spec wall.md section 6, seed 000.
+"""Ablation of a subspace: does a run's own answer need what stands there?
 
 On program sequences the component of the state in a span is replaced by its mean (or by zero) at one layer and index; the answer is
 read at the last supervised index, or at the index itself beyond it. Random spans of as many dimensions, and the whole state, beside.

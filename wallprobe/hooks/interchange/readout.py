@@ -1,7 +1,8 @@
 """Readout import by depth: how likely the receiver gives the donor's answer with the donor's state before each block, raw and aligned.
 
 For each pair of runs, every depth at the last two supervised indices is swept (`sweep`: passes from the middle, guards and
-controls in every cell) as it is, through a rotation, and through an affine map fitted on other sequences. Spec wall.md section 6, seed 000.
+controls in every cell) as it is, through a rotation, and through an affine map fitted on other sequences.
+The statement it tests: the wall study, "No localized circuit exists".
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from wallprobe.store.runs import Run, resolve_run
 BASES = ("none", "procrustes", "ridge")
 WORDS = {"none": "raw", "procrustes": "rotated", "ridge": "ridge-aligned"}
 STARTS = ("same", "other")  # of a pair: one initialisation, or two
-DEEP = 3  # blocks passed from which the essay's deep patches start
+DEEP = 3  # blocks passed from which the wall study's deep patches start
 ANSWERS = ("rule", "import")
 KEPT = (
     *(f"p_{name}{arm}" for name in ANSWERS for arm in ("", "_low", "_high", "_random", "_norm")),

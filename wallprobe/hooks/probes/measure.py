@@ -1,7 +1,8 @@
-"""Probes: what a linear reader finds in the residual stream, at every layer and index. Spec wall.md section 6, seed 000.
+"""Probes: what a linear reader finds in the residual stream, at every layer and index.
 
 Softmax probes for the Bayes-best next token, a, b and the class, ridge for H(P); beside each the same probe on shuffled labels.
 All layers, indices, targets and controls of one shape are one batched solve (`probes_fit`). A probe finds what is there, not what is used.
+The probe for the next token is the roof experiment's (the wall study, "The substrate exists everywhere"); the others are ours.
 """
 
 import math

@@ -17,7 +17,7 @@ from wallprobe.store.results import Result, dataset
 from wallprobe.store.runs import Run
 from wallprobe.tasks.task import Task
 
-POSITIONS = (5, 6, 10, 15)  # those the essay's probe figures are given for
+POSITIONS = (5, 6, 10, 15)  # those the published probe figures are given for
 TABLE = ("layer", "index", "target")
 STILL, PARTLY = 0.9, 0.5  # shares of the way from the control to the exact answer
 # name -> (units, what it is)
@@ -155,7 +155,7 @@ def _counts(scores: Sequence[Scores]) -> dict[str, Any]:
 def _token_summary(
     token: dict[str, Tensor] | None, scores: Sequence[Scores], start: int, horizon: int, seed: int
 ) -> dict[str, float | None]:
-    """The last probed layer's accuracy on the next token: at the essay's positions (counted from the end of a header), at the last
+    """The last probed layer's accuracy on the next token: at the published positions (counted from the end of a header), at the last
     supervised one and its mean behind the wall; None where there is no such position, or the token was not probed."""
     keys = [f"token_accuracy_{position}" for position in POSITIONS] + ["drop_after_horizon"]
     summary: dict[str, float | None] = dict.fromkeys(f"{key}{suffix}" for key in keys for suffix in ("", "_low", "_high"))

@@ -1,4 +1,4 @@
-"""Calibration against correctness: what agreement in entropy cannot see (seed 000, "calibration pays only part of the tax").
+"""Calibration against correctness: what agreement in entropy cannot see (the wall study, "Calibration pays only part of the tax").
 
 A run may be exactly as sure as it should be and sure of the wrong token. So the entropy error stands beside the mass on the
 Bayes-best token and three expected calibration errors, which ask different things of the confidence max Q:

@@ -2,7 +2,7 @@
 
 KL(P || softmax(beta z)) is convex in the inverse temperature beta = 1/T, so its minimum is the only one and is found by Newton's
 method inside a bracket. beta = 0 (T infinite, the uniform guess) is allowed: it is the best one can do with logits that point away
-from the answer. Spec wall.md section 6, seed 000.
+from the answer. Source: the wall study, "The substrate exists everywhere".
 """
 
 import math

@@ -1,6 +1,6 @@
-"""From an audit's series to what fires, when, with which evidence, and a verdict (spec audit.md A6). Nothing here trains or measures.
+"""From an audit's series to what fires, when, with which evidence, and a verdict (the audit study). Nothing here trains or measures.
 
-A diagnostic is looked at after whole epochs only, as the seed does; moments between them are for the figures.
+A diagnostic is looked at after whole epochs only, as the study does; moments between them are for the figures.
 """
 
 import math
@@ -33,7 +33,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a diagnostic fires. Of the second seed: (a), (b) and a growth detector; which statistic and which limits it does not say.
+    """When a diagnostic fires. The audit study has (a), (b) and a growth detector; which statistic and which limits it does not say.
 
     Attributes:
         inflation: (a), |h_L| over |h_L| at initialisation.

@@ -1,4 +1,4 @@
-"""Experiments 3, 4 and 5 of the third seed: matched arms, the gate study, the controller's grid (spec equilibrium.md 2.6).
+"""Experiments 3, 4 and 5 of the equilibrium study: matched arms, the gate study, the controller's grid.
 
 Each is a list of trainings, made where they are missing, and a Result read off the finished runs. Trainings killed anywhere go on.
 """
@@ -156,7 +156,7 @@ class GateSettings:
 
 
 def gate_settings(name: str) -> GateSettings:
-    """The study at a preset: embeddings as small as the seed's, so that the residual begins above the gate."""
+    """The study at a preset: embeddings as small as the published run's, so that the residual begins above the gate."""
     base = preset(name)
     if name == "seed":
         return GateSettings(replace(base, steps=800, snapshots=(), probe=True), 200, 0.3)

@@ -1,7 +1,7 @@
 """Evaluation of a run against the exact Bayesian answer, position by position, with bootstrap intervals over sequences.
 
-Entropy agreement alone certifies nothing (seed 000): every figure of calibration stands beside the mass that the model puts on
-the Bayes-best token. Spec wall.md section 5.
+Entropy agreement alone certifies nothing (the wall study): every figure of calibration stands beside the mass that the model puts on
+the Bayes-best token.
 """
 
 import math
