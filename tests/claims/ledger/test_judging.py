@@ -270,7 +270,7 @@ def test_what_did_not_reproduce_is_said_plainly(tmp_path):
     verdicts = judge_all(area, store)
     assert in_words(area, verdicts) == [
         "Patterns that did not hold here: c1.gone 9 (claimed below 3).",
-        "Figures that differ while their pattern holds: c0.ratio 40 (seed 76).",
+        "Figures that differ while their pattern holds: c0.ratio 40 (published 76).",
         "Other figures that differ: none.",
     ]
     page = markdown(area, store, verdicts, verdicts)

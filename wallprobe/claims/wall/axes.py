@@ -1,4 +1,7 @@
-"""Claims on the further axes: wrong targets, position masks, schedules, introspection, endogenous signals. The wall study, "The shield does not propagate"."""
+"""Claims on the further axes: wrong targets, position masks, schedules, introspection, endogenous signals.
+
+The wall study, "The shield does not propagate" and "Connection to the Causal Hierarchy Theorem"; the roof experiment, 3 to 5.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
     {"none": "as it is", "procrustes": "rotated into the other's basis", "ridge": "carried over by a fitted linear map"}
 )
 STARTS: Mapping[str, str] = MappingProxyType({"same": "from the same initialisation", "other": "from another initialisation"})
-# the published code's accuracy at a state-matched unsupervised index
+# the accuracy that Misra's code gives at a state-matched unsupervised index
 RESCUED: Mapping[str, float] = MappingProxyType({"none": 0.19, "embedding": 0.35, "block1": 0.94, "block2": 1.00})
 STEPS: Mapping[str, str] = MappingProxyType(
     {
@@ -47,7 +47,7 @@ def _gain(src: str, dst: str, name: str, align: str, start: str) -> Quantity:
 
 
 def _transfer() -> Iterator[Claim]:
-    """The wall study's two statements are of raw states; whether they hold of aligned ones and from another initialisation is asked here."""
+    """The study's two statements are of raw states; whether they hold of aligned ones and from another initialisation is asked here."""
     topic = "Transfer, raw and aligned"
     for start, origin in STARTS.items():
         for align in BASES:
@@ -84,7 +84,7 @@ def _moved(step: str) -> Quantity:
 
 def _rescue() -> Iterator[Claim]:
     topic = "Writer-state rescue"
-    note = "figures of the published code; an index is matched if it holds the same token, so that the same one follows"
+    note = "figures of Misra's code; an index is matched if it holds the same token, so that the same one follows"
     for step, words in STEPS.items():
         yield figure(
             f"rescue.{step}",

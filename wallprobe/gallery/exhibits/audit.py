@@ -141,7 +141,7 @@ def _worst(group: list[_Run]) -> str:
 
 
 def _main(rows: list[_Run]) -> Table:
-    """T1, norms and accuracy."""
+    """Norms and accuracy."""
     columns = ("run", "verdict", "seeds", "acc.", "− frozen", "|h_L|", "|g_L|")
     cells = []
     for kind, group in _groups(rows).items():
@@ -153,7 +153,7 @@ def _main(rows: list[_Run]) -> Table:
 
 
 def _cosines(rows: list[_Run]) -> Table:
-    """T1, cosines and the product of the norms."""
+    """Cosines and the product of the norms."""
     columns = ("run", "Γ clamped", "Γ exact", "Γ deep clamped", "Γ deep exact", "< eps", "× |h||g|")
     keys = ("gamma_clamped", "gamma_exact", "gamma_deep_clamped", "gamma_deep_exact", "below_eps")
     cells = []
@@ -206,7 +206,7 @@ def _line(row: _Run, y: list[float | None], color: str, dash: str, symbol: str, 
 
 
 def _hero(rows: list[_Run]) -> Figure:
-    """F2: clamped against exact cosine, the epochs below the clamp shaded; opened at a sign flip where there is one."""
+    """Clamped against exact cosine, the epochs below the clamp shaded; opened at a sign flip where there is one."""
     chosen = sorted(rows, key=lambda row: (-row.telling[1], -VERDICTS.get(row.record["verdict"], 0)))[:HEROES]
     frames = tuple(Frame((Panel(PLOTLY, _pair(row)),), row.label) for row in chosen)
     layer, flips = chosen[0].telling
@@ -289,7 +289,7 @@ def _grown(rows: list[_Run]) -> _Run:
 
 
 def _temporal(rows: list[_Run]) -> Figure:
-    """F1: both norms over epochs, an architecture a step, opened where a state has grown most."""
+    """Both norms over epochs, an architecture a step, opened where a state has grown most."""
     frames, most = [], _grown(rows)
     for arch in _archs(rows):
         mine = [row for row in rows if row.record["arch"] == arch]
@@ -311,7 +311,7 @@ def _temporal(rows: list[_Run]) -> Figure:
 
 
 def _loglog(rows: list[_Run]) -> Figure:
-    """F3: the reference against the state, with the line of slope -1 through the initialisation."""
+    """The reference against the state, with the line of slope -1 through the initialisation."""
     frames = []
     for arch in _archs(rows):
         mine = [row for row in rows if row.record["arch"] == arch]
@@ -358,7 +358,7 @@ def _loglog(rows: list[_Run]) -> Figure:
 
 
 def _growth(rows: list[_Run]) -> Figure:
-    """F4: relative growth of each block's weights, the runs of the worst verdicts first."""
+    """Relative growth of each block's weights, the runs of the worst verdicts first."""
     chosen = sorted(rows, key=lambda row: -VERDICTS.get(row.record["verdict"], 0))[:HEROES]
     frames = []
     for row in chosen:
@@ -383,7 +383,7 @@ def _growth(rows: list[_Run]) -> Figure:
 
 
 def _firings(rows: list[_Run]) -> Table:
-    """T2."""
+    """First firing epochs, a row a run."""
     cells = []
     for row in rows:
         epochs = [row.record.get(f"first_firing_{name}") for name in FIRST]
@@ -403,7 +403,7 @@ def _why(cause: str | None) -> str:
 
 
 def _replay(rows: list[_Run]) -> Table:
-    """T3."""
+    """The first epochs."""
     cells: list[list[Any]] = []
     for kind, group in _groups(rows).items():
         for name, sign in (("h_norm", "|h_L|"), ("g_norm", "|g_L|")):

@@ -58,8 +58,8 @@ def _forest(records: Sequence[dict[str, Any]], area: str) -> Figure:
     listed = ", ".join(_short(record, area) for record in shown["not reproduced"])
     alt = f"Measured value over the published figure, one row a claim, on a logarithmic axis. {title}. Outside it: {listed or 'none'}."
     caption = (
-        "Measured value divided by the published figure (of a range, by its middle); whiskers: 95 % interval; bar: the accepted band; "
-        f"dotted line: the published figure. What is further off than a factor of {FURTHEST:g} stands at the edge. Choose the verdict above."
+        "Measured value over the published figure (of a range, its middle); whiskers: 95 % interval; bar: the accepted band; "
+        f"dotted line: published. What is further off than a factor of {FURTHEST:g} stands at the edge. Choose the verdict above."
     )
     return Figure(title, tuple(frames), alt, caption, stepper="verdict", height=110 + ROW * most)
 

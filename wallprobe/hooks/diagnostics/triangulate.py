@@ -1,6 +1,7 @@
-"""Triangulation: one gradient by several estimators on several batches (the equilibrium study, experiment 1). `triangulate_report` tells of it.
+"""Triangulation: one gradient by several estimators on several batches. `triangulate_report` tells of it.
 
-What is kept of a gradient are inner products by group of parameters: of the gradients themselves, those of the reference alone stay.
+The equilibrium study, experiment 1. What is kept of a gradient are inner products by group of parameters: of the gradients themselves,
+those of the reference alone stay.
 """
 
 import contextlib

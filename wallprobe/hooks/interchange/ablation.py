@@ -2,6 +2,7 @@
 
 On program sequences the component of the state in a span is replaced by its mean (or by zero) at one layer and index; the answer is
 read at the last supervised index, or at the index itself beyond it. Random spans of as many dimensions, and the whole state, beside.
+Source: Misra's code (probe ablation).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Writer-state rescue: does a state that was trained to answer still answer where the loss never reached?
+"""Writer-state rescue: does a state that was trained to answer still answer where the loss never reached? Source: Misra's code.
 
 *State-matched.* All that x' = a x + b (mod p) carries from one token to the next is the token. So an index u beyond the wall is matched
 by an index s inside it of the same sequence if x_u = x_s: then x_(u+1) = x_(s+1), and the correct next token is the same. That happens
