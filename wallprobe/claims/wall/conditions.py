@@ -52,7 +52,7 @@ def _baseline() -> Iterator[Claim]:
     near, beyond = cell("c0", "eval", "mae", position=5), cell("c0", "eval", "mae", position=6)
     yield kept("c0.wall", topic, "Trained on positions 1 to 5 alone, a network is off by far more beyond them.", "c0", seed=76.0)
     yield figure(
-        "c0.wall_ratio_original", topic, "The original study's wall ratio.", 83.0, wall_ratio("c0"), "ratio", "ratio", pattern="c0.wall"
+        "c0.wall_ratio_original", topic, "The wall ratio in Misra's essay.", 83.0, wall_ratio("c0"), "ratio", "ratio", pattern="c0.wall"
     )
     yield figure("c0.mae_at_5", topic, "The last supervised position is near Bayes.", 0.020, near, "error", "bits")
     yield pattern(
@@ -67,7 +67,7 @@ def _baseline() -> Iterator[Claim]:
     yield figure(
         "c0.untrained_mae_original",
         topic,
-        "The original study's mean entropy error at unsupervised positions.",
+        "Mean entropy error at unsupervised positions in Misra's essay.",
         1.63,
         summary("c0", "eval", "untrained_mae"),
         "error",

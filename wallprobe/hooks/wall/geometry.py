@@ -2,8 +2,8 @@
 
 A cosine is inflated by whatever direction all states share. So each stands beside the same cosine between two different
 sequences, between two of one class (two programs, or two of noise), after the mean over sequences at each index is taken away,
-and in the network of the same shape and seed before training (what depth alone does: the mean-field clustering of attention
-needs no training). Source: the wall study, "The substrate exists everywhere".
+and in the network of the same shape and seed before training (what depth alone does: the mean-field clustering of attention,
+Rigollet 2025, arXiv 2512.01868, needs no training). Source: the wall study, "The substrate exists everywhere".
 """
 
 import math
