@@ -306,7 +306,7 @@ def _architectures() -> Iterator[Claim]:
         topic,
         "ViT-Mini, with a terminal layer norm, fires (b).",
         holds("vit-dfa", lambda r: r["summary"]["first_firing_b"] is not None, "(b) fires"),
-        note="1,200 steps of 64 in all here; two to three of its own epochs are some 800 to 1,200 of 128, if its batch is the usual one",
+        note="1,200 steps of 64 in all here; two to three published epochs are some 800 to 1,200 of 128, if its batch is the usual one",
     )
     yield _claim(
         "vit.first_epoch",
