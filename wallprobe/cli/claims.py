@@ -125,5 +125,5 @@ def _table(area: "Area", topic: str, items: "Sequence[Verdict]") -> Any:
         note = f"\n[dim]{escape(item.note)}[/dim]" if item.note else ""
         claim = f"{escape(item.claim.statement)}\n[dim]{record.short_id(area, item)} ({item.claim.kind})[/dim]{note}"
         doubt = "\n[dim]unsettled[/dim]" if item.settled is False else ""
-        table.add_row(claim, record.seed_text(item).replace(" to ", "\nto "), measured, f"[{color}]{item.verdict}[/{color}]{doubt}")
+        table.add_row(claim, record.published_text(item).replace(" to ", "\nto "), measured, f"[{color}]{item.verdict}[/{color}]{doubt}")
     return table

@@ -95,7 +95,7 @@ def test_every_claim_accepts_what_it_quotes_and_names_its_pattern():
     assert len(claims) >= 50
     for claim in claims:
         assert claim.id.startswith("gains.")
-        for value in claim.seed or ():
+        for value in claim.published or ():
             assert value in claim.accepted, claim.id
 
 

@@ -43,7 +43,7 @@ def figure(
     name: str,
     topic: str,
     statement: str,
-    seed: float,
+    figure: float,
     digit: float,
     quantity: Quantity | None,
     units: str = "",
@@ -53,9 +53,9 @@ def figure(
 ) -> Claim:
     """A published figure; `digit` is one unit of the last digit it prints, 0 for one given as about."""
     rule = "printed figure" if digit else "rough figure"
-    band = rules.printed(seed, digit) if digit else rules.about(seed)
+    band = rules.printed(figure, digit) if digit else rules.about(figure)
     belongs = None if pattern is None else f"gains.{pattern}"
-    return Claim(f"gains.{name}", topic, "figure", statement, (seed, seed), quantity, rule, band, units, pattern=belongs, note=note)
+    return Claim(f"gains.{name}", topic, "figure", statement, (figure, figure), quantity, rule, band, units, pattern=belongs, note=note)
 
 
 def pattern(

@@ -31,7 +31,7 @@ class Claim:
         topic: heading it stands under.
         kind: "pattern" or "figure".
         statement: in our words.
-        seed: the published figure as (low, high), equal for a single figure; None where the study gives a statement only.
+        published: the figure as (low, high), equal for a single figure; None where the study gives a statement only.
         quantity: what is measured; None where no instrument here measures it.
         rule: kind of rule in `rules.RULES`.
         accepted: values that reproduce it.
@@ -45,7 +45,7 @@ class Claim:
     topic: str
     kind: str
     statement: str
-    seed: tuple[float, float] | None
+    published: tuple[float, float] | None
     quantity: Quantity | None
     rule: str
     accepted: Interval

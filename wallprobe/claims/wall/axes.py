@@ -57,7 +57,7 @@ def claims() -> Iterator[Claim]:
 def _wrong_targets() -> Iterator[Claim]:
     topic = "Wrong entropy targets"
     for name, (words, value) in WRONG.items():
-        yield kept(f"{name}.wall", topic, f"Driven to {words}, entropy keeps the wall.", name, seed=value)
+        yield kept(f"{name}.wall", topic, f"Driven to {words}, entropy keeps the wall.", name, published=value)
         yield figure(
             f"{name}.wall_ratio",
             topic,
@@ -132,7 +132,7 @@ def _schedules() -> Iterator[Claim]:
             topic,
             f"Brought in after {share} of the run, the entropy signal still removes the wall.",
             condition,
-            seed=0.07,
+            published=0.07,
         )
     yield figure(
         f"{LATE[0]}.wall_ratio",
@@ -150,7 +150,7 @@ def _schedules() -> Iterator[Claim]:
         topic,
         "Taken away after one third, the signal's effect is lost: the wall is back at the end.",
         REMOVED,
-        seed=19.4,
+        published=19.4,
     )
     yield figure(
         "removed-1-3.wall_ratio",
@@ -169,7 +169,7 @@ def _schedules() -> Iterator[Claim]:
         wall_ratio("c0"),
         wall_ratio(REMOVED),
         "ratio",
-        seed=76.0 - 19.4,
+        published=76.0 - 19.4,
     )
     yield pattern(
         "removed-1-3.monotone",
@@ -185,7 +185,7 @@ def _schedules() -> Iterator[Claim]:
 def _introspection() -> Iterator[Claim]:
     topic = "Introspection and endogenous signals"
     for name, (words, value) in INTROSPECTION.items():
-        yield kept(f"{name}.wall", topic, f"A network told {words} keeps the wall.", name, seed=value)
+        yield kept(f"{name}.wall", topic, f"A network told {words} keeps the wall.", name, published=value)
         yield figure(
             f"{name}.wall_ratio",
             topic,

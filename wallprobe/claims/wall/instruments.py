@@ -59,7 +59,7 @@ def _probes() -> Iterator[Claim]:
         _probed("c0", 5),
         _probed("c0", 6),
         "accuracy",
-        seed=0.548 - 0.235,
+        published=0.548 - 0.235,
     )
     yield level(
         "probe.c1.level",
@@ -68,7 +68,7 @@ def _probes() -> Iterator[Claim]:
         _probed("c1", 15),
         _probed("c1", 5),
         "accuracy",
-        seed=0.540 - 0.552,
+        published=0.540 - 0.552,
     )
     yield apart(
         "probe.c1.over_c0",
@@ -77,7 +77,7 @@ def _probes() -> Iterator[Claim]:
         _probed("c1", 15),
         _probed("c0", 15),
         "accuracy",
-        seed=0.540 - 0.169,
+        published=0.540 - 0.169,
     )
     yield pattern(
         "probe.c0.substrate",
@@ -87,7 +87,7 @@ def _probes() -> Iterator[Claim]:
         "order",
         rules.above(CHANCE + rules.FRACTION),
         "accuracy",
-        seed=0.169,
+        published=0.169,
     )
     spoken = summary("c1", "temperature", "top1_unsupervised")
     found = mean(*(_probed("c1", position) for position in POSITIONS[1:]), how="mean token accuracy of c1 at positions 6, 10, 15 (probe)")

@@ -104,7 +104,7 @@ def _rescue() -> Iterator[Claim]:
         _moved("block2"),
         _moved("none"),
         "accuracy",
-        seed=RESCUED["block2"] - RESCUED["none"],
+        published=RESCUED["block2"] - RESCUED["none"],
     )
     yield pattern(
         "rescue.redirects",
