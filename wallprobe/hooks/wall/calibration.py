@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wallprobe import models, stats
 from wallprobe.errors import ConfigError
+from wallprobe.findings import beyond, difference, side
 from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch
 from wallprobe.store.results import Result, dataset
