@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wallprobe import models, stats
+from wallprobe import findings, models, stats
 from wallprobe.errors import ConfigError
-from wallprobe.findings import beyond, difference, side
 from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch
 from wallprobe.store.results import Result, dataset
@@ -250,6 +249,26 @@ def _summary(name: str, sides: dict[str, dict[str, Tensor]], references: dict[st
     return summary
 
 
+def _told(summary: dict[str, Any]) -> str:
+    """The verdict where the intervals bear it, else that they do not."""
+
+    def of(key: str, times: float = 1.0) -> tuple[float, tuple[float, float]]:
+        return times * summary[key], (times * summary[f"{key}_low"], times * summary[f"{key}_high"])
+
+    (trained, its), (most, three) = of("entropy_mae_trained"), of("entropy_mae_trained", evaluate.WALL_RATIO)
+    (beyond, bounds), (mass, given) = of("entropy_mae_unsupervised"), of("best_mass_unsupervised")
+    due, half = of("best_posterior_unsupervised", evaluate.RIGHT_SHARE)
+    learnt = findings.side(trained, evaluate.LEARNT_BITS, findings.difference(its, evaluate.LEARNT_BITS))
+    agrees = findings.side(beyond, most, findings.difference(bounds, three))
+    if not findings.beyond(beyond, 0.0, noise=evaluate.EXACT_BITS):
+        agrees = "below"  # no error at all
+    sure = "entropy off" if "above" in (learnt, agrees) else "calibrated"
+    if sure == "calibrated" and "level" in (learnt, agrees):
+        sure = "calibrated or not (undecided within the intervals)"
+    right = {"above": "right", "below": "wrong", "level": "right or wrong (undecided within the intervals)"}
+    return f"{sure} and {right[findings.side(mass, due, findings.difference(given, half))]}"
+
+
 def _finding(summary: dict[str, Any]) -> str:
     """One plain sentence: as sure as it should be, and sure of what?"""
 
@@ -259,7 +278,7 @@ def _finding(summary: dict[str, Any]) -> str:
     geomean = beyond("best_mass_geomean")
     mass = f"{geomean:.2f}" if geomean >= 0.01 else f"1/{round(1 / geomean):,}" if geomean > 1e-12 else "nothing"
     return (
-        f"{summary['run']}, unsupervised positions: {summary['verdict']}. Entropy is {beyond('entropy_mae'):.3g} bits off; confidence "
+        f"{summary['run']}, unsupervised positions: {_told(summary)}. Entropy is {beyond('entropy_mae'):.3g} bits off; confidence "
         f"misses what is due by {beyond('ece_confidence'):.3f} and what comes true by {beyond('ece_drawn'):.3f} (calibration errors); the "
         f"first choice is right {beyond('accuracy'):.2f} of the time, and the Bayes-best token, due {beyond('best_posterior'):.2f}, "
         f"usually gets {mass}."
