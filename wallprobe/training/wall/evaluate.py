@@ -284,12 +284,16 @@ def _finding(summary: dict[str, Any]) -> str:
     if learnt != "below":
         return f"{run} has {'not' if learnt == 'above' else 'perhaps'} learnt the task: {where}."
     wall = side(ratio, WALL_RATIO, difference(bounds("wall_ratio"), WALL_RATIO))
-    if wall != "below" and beyond(summary["untrained_mae"], 0.0, noise=EXACT_BITS):
-        return f"{run} {'shows' if wall == 'above' else 'perhaps shows'} the wall: {where} (ratio {ratio:.1f})."
+    wrong_beyond = beyond(summary["untrained_mae"], 0.0, noise=EXACT_BITS)
+    if wall == "above" and wrong_beyond:
+        return f"{run} shows the wall: {where} (ratio {ratio:.1f})."
+    clear, ratio_told = "no", f"ratio {ratio:.2f}"
+    if wall == "level" and wrong_beyond:
+        clear, ratio_told = "no clear", f"{ratio_told}, {WALL_RATIO:g} within its interval"
     right = f"puts {mass:.4f} on the Bayes-best token where the exact answer puts {true:.2f}"
     due = difference(bounds("bayes_best_mass"), bounds("bayes_best_posterior", RIGHT_SHARE))
     correct = side(mass, RIGHT_SHARE * true, due)
     if correct != "above" and not math.isnan(mass):
         wrong = "wrong" if correct == "below" else "perhaps wrong"
-        return f"{run} shows no wall in entropy ({where}, ratio {ratio:.2f}), yet it {right}: calibrated and {wrong}."
-    return f"{run} shows no wall ({where}, ratio {ratio:.2f}) and {right}."
+        return f"{run} shows {clear} wall in entropy ({where}, {ratio_told}), yet it {right}: calibrated and {wrong}."
+    return f"{run} shows {clear} wall ({where}, {ratio_told}) and {right}."
