@@ -105,18 +105,14 @@ def placed(a: float, b: float) -> str:
     return geometry._finding(summary)
 
 
-def calibrated(a: float, b: float) -> str:
-    summary: dict[str, Any] = bounded("entropy_mae_unsupervised", a) | bounded("entropy_mae_trained", b / evaluate.WALL_RATIO)
-    summary |= bounded("best_mass_unsupervised", 0.1) | bounded("best_posterior_unsupervised", 1.0)
+def calibrated(entropy: tuple[float, float], mass: tuple[float, float]) -> str:
+    """Entropy's error beyond the wall against what it may be, the mass of the Bayes-best token against half of its due."""
+    summary: dict[str, Any] = {"run": "c0", "entropy_mae_unsupervised": entropy[0]}
+    summary |= bounded("entropy_mae_trained", entropy[1] / evaluate.WALL_RATIO)
+    summary |= {"best_mass_unsupervised": mass[0], "best_posterior_unsupervised": mass[1] / evaluate.RIGHT_SHARE}
     summary |= dict.fromkeys((f"{key}_unsupervised" for key in ("best_mass_geomean", "ece_confidence", "ece_drawn", "accuracy")), 0.1)
-    return calibration._finding(summary | {"run": "c0"})
-
-
-def right(a: float, b: float) -> str:
-    summary: dict[str, Any] = bounded("entropy_mae_unsupervised", 0.01) | bounded("entropy_mae_trained", 0.01)
-    summary |= bounded("best_mass_unsupervised", a) | bounded("best_posterior_unsupervised", b / evaluate.RIGHT_SHARE)
-    summary |= dict.fromkeys((f"{key}_unsupervised" for key in ("best_mass_geomean", "ece_confidence", "ece_drawn", "accuracy")), 0.1)
-    return calibration._finding(summary | {"run": "c0"})
+    margins = {"entropy": (entropy[0] - entropy[1],) * 2, "mass": (mass[0] - mass[1],) * 2}
+    return calibration._finding(summary, margins)
 
 
 def evaluated(**figures: float) -> str:
@@ -260,8 +256,10 @@ CASES = {
     "readout": Case(read_out, r"its rule crosses in", (f"{X}readout:finding", f"{X}readout:_summary")),
     "rescue": Case(rescued, r"rescues the answer from", (f"{X}rescue:finding", f"{X}rescue:_result")),
     "geometry": Case(placed, r", rising with depth", (f"{W}geometry:_finding", f"{W}geometry:geometry")),
-    "calibration, entropy": Case(calibrated, r"entropy off", (f"{W}calibration:_finding", f"{W}calibration:calibration")),
-    "calibration, right": Case(right, r"calibrated and right\.", ()),
+    "calibration, entropy": Case(
+        lambda a, b: calibrated((a, b), (0.1, 0.5)), r"entropy off", (f"{W}calibration:_finding", f"{W}calibration:calibration")
+    ),
+    "calibration, right": Case(lambda a, b: calibrated((0.01, 0.03), (a, b)), r"calibrated and right\.", ()),
     "evaluation, learnt": Case(
         lambda a, b: evaluated(trained_mae=evaluate.LEARNT_BITS * a / b),
         r"has not learnt",

@@ -67,13 +67,19 @@ def _last_loudest(measured: Sequence[Result], name: str) -> tuple[int, int]:
     """In how many models the last MLP's gain lies above that of every other layer, and in how many it cannot be told apart from it."""
     sides = []
     for result in measured:
-        gains, low, high = (result.data[f"{name}{end}"].values.astype(float).tolist() for end in ("", "_low", "_high"))
+        gains = result.data[name].values.astype(float).tolist()
+        low, high = (_bound(result, f"{name}{end}", len(gains)) for end in ("_low", "_high"))
         other = foremost(gains[:-1])
         if other is None:
             sides.append("above")  # a single layer is the loudest
         else:
             sides.append(side(gains[-1], gains[other], difference((low[-1], high[-1]), (low[other], high[other]))))
     return sides.count("above"), sides.count("level")
+
+
+def _bound(result: Result, name: str, layers: int) -> list[float]:
+    """Bounds by layer, NaN where a result has none."""
+    return result.data[name].values.astype(float).tolist() if name in result.data else [math.nan] * layers
 
 
 def models_finding(every: tuple[int, int], clean: tuple[int, int], models: int, definition: str) -> str:
