@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from wallprobe.findings import foremost
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table
@@ -285,7 +286,7 @@ def _log_axis(label: str, rows: list[_Run], name: str, *more: float) -> Spec:
 
 def _grown(rows: list[_Run]) -> _Run:
     """The run whose state has grown most."""
-    return max(rows, key=lambda row: float(row.record.get("h_ratio") or 0.0))
+    return rows[foremost([float(row.record.get("h_ratio") or 0.0) for row in rows]) or 0]
 
 
 def _temporal(rows: list[_Run]) -> Figure:
@@ -374,10 +375,10 @@ def _growth(rows: list[_Run]) -> Figure:
         }
         frames.append(Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),), row.label))
     ends = [charts.values(chosen[0].data["weight_delta"].isel(layer=place))[-1] for place in range(1, chosen[0].data.sizes["layer"])]
-    gone = [(value, place) for place, value in enumerate(ends, start=1) if value is not None]
+    most = foremost([math.nan if value is None else value for value in ends])
     title = "How far each block's weights have gone from where they began"
-    if gone:
-        title = f"{chosen[0].label}: the weights of block {max(gone)[1]} have gone {charts.number(max(gone)[0])} times their first norm"
+    if most is not None:
+        title = f"{chosen[0].label}: the weights of block {most + 1} have gone {charts.number(ends[most])} times their first norm"
     caption = "The largest over a block's matrices, after each epoch. Runs of the worst verdicts first."
     return Figure(title, tuple(frames), f"Lines of relative weight growth by block. {title}.", caption, stepper="run", height=320)
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from wallprobe.errors import ConfigError
+from wallprobe.findings import beyond
 from wallprobe.hooks.gains.critical import Critical, critical_size
 from wallprobe.hooks.gains.published import EXTRAPOLATED, PYTHIA
 from wallprobe.rng import generator
@@ -463,7 +464,7 @@ def _finding(summary: Mapping[str, Any]) -> str:
     if summary["loo_significant"] is None:
         return f"{start}; three points say little, and leaving one out leaves no fit."
     held, _, of = summary["loo_significant"].partition("/")
-    if summary["p"] >= 0.05:
+    if not beyond(0.05, summary["p"]):
         return f"{start}; the exponent cannot be told from 0."
     if held == of:
         return f"{start}; leaving out any one model keeps p below 0.05."

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wallprobe import stats
+from wallprobe.findings import beyond
 from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
@@ -192,8 +193,11 @@ def _finding(summary: dict[str, Any]) -> str:
     if summary["token_accuracy_unsupervised"] is None:
         return f"Linear probes of {run} at {summary['site']}, layers up to {layer}; the next token behind the wall is not among them."
     behind, ceiling, control = (summary[f"token_{key}_unsupervised"] for key in ("accuracy", "ceiling", "control"))
-    share = (behind - control) / (ceiling - control)
-    word = "still there" if share > STILL else "partly there" if share > PARTLY else "mostly gone"
+    there = beyond(ceiling, control)  # else even the exact answer says nothing, and there is nothing to find
+    share = (behind - control) / (ceiling - control) if there else math.nan
+    word = "mostly gone"
+    if there and beyond(share, PARTLY):
+        word = "still there" if beyond(share, STILL) else "partly there"
     return (
         f"Behind the wall the next token is {word} for a linear probe of {run}'s layer {layer}: accuracy {behind:.3f}, "
         f"where the exact answer has {ceiling:.3f}, shuffled labels {control:.3f}, and the last supervised position {before:.3f}."

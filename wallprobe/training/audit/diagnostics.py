@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wallprobe.errors import ConfigError
+from wallprobe.findings import beyond
 
 Row = npt.NDArray[np.float64]
 VERDICTS = ("SOUND", "NO_DEEP_CREDIT", "INFLATED", "DEGENERATE")  # from good to bad
@@ -147,7 +148,7 @@ def fires(series: Series, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]
     at = {name: values[:, 1:] for name, values in series.layered.items()}
     h, g = series.top("h_norm"), series.top("g_norm")
     gamma = at["gamma_exact"].mean(1)
-    nudged = [at[name].mean(1) >= at[f"{name}_low"].mean(1) for name in ("nudge_1e-3", "nudge_1e-2")]
+    nudged = [_as_random(at[name].mean(1), at[f"{name}_low"].mean(1)) for name in ("nudge_1e-3", "nudge_1e-2")]
     return {
         "a": h / h[0] > limits.inflation,
         "a_prime": at[limits.growth].max(1) > limits.limit,
@@ -156,6 +157,12 @@ def fires(series: Series, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]
         "d": nudged[0] & nudged[1],
         "e": (gamma >= series.deep_null[:, 0]) & (gamma <= series.deep_null[:, 1]),
     }
+
+
+def _as_random(credit: Row, random: Row) -> npt.NDArray[np.bool_]:
+    """At which moments the loss falls no more against the credit than along the best random direction, rounding aside; not where unseen."""
+    pairs = zip(credit.tolist(), random.tolist(), strict=True)
+    return np.asarray([not (math.isnan(own) or math.isnan(other) or beyond(other, own)) for own, other in pairs])
 
 
 def first_epochs(series: Series, fired: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, int | None]:
