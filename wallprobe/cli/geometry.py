@@ -4,26 +4,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(geometry)
-
-
 def geometry(
-    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    names: options.RunNames,
     site: Annotated[str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out or mlp_out.")] = "resid_post",
-    sequences: Annotated[int, typer.Option(help="Fresh sequences to measure on.", min=2)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of those sequences.")] = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    sequences: options.Sequences = 1000,
+    seed: options.Seed = 0,
+    *,
+    place: options.Place,
 ) -> None:
     """Cosines of states by layer: unsupervised indices with the last supervised one, and all with each other, with controls."""
     from wallprobe.hooks.wall import geometry as instrument
@@ -32,12 +25,10 @@ def geometry(
     measured = common.measure_runs(
         names,
         "geometry",
-        lambda run, place: instrument.geometry(run, site=site, sequences=sequences, seed=seed, device=place),
-        device=device,
-        runs=runs,
-        results=results,
+        lambda run, device, bar: instrument.geometry(run, site=site, sequences=sequences, seed=seed, device=device),
+        place,
     )
-    common.print_measured(measured, json, _table)
+    common.finish_each(measured, "run", place, common.printing(_table))
 
 
 COLUMNS = {

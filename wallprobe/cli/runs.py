@@ -1,16 +1,9 @@
 """`wallprobe runs`: what there is to measure."""
 
-import typer
-
-from wallprobe.cli import common
+from wallprobe.cli import common, options
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(runs)
-
-
-def runs(runs: common.Runs = None, json: common.Json = False) -> None:
+def runs(runs: options.Runs = None, json: options.Json = False) -> None:
     """List the finished runs: those in ./runs, then the bundled ones."""
     from wallprobe.store.runs import default_root, list_runs
 

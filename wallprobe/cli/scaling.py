@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from wallprobe.store.results import Result
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="scaling")(scaling)
 
 
 def scaling(
@@ -34,9 +29,9 @@ def scaling(
     efficiency: Annotated[
         bool, typer.Option("--efficiency", help="Read stored flows: also eta over size, and the critical size N* where there is one.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 42,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 42,
+    results: options.Results = None,
+    json: options.Json = False,
 ) -> None:
     """Fit gain = c x parameters^alpha, with every interval that says how far to believe it, and extrapolate."""
     from wallprobe.errors import ConfigError

@@ -10,8 +10,8 @@ from typing import Any
 from wallprobe.errors import ConfigError, UnknownNameError
 from wallprobe.tasks.images import DATA, Images, load_images
 from wallprobe.training.audit import wall
-from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.quantities import Lens
+from wallprobe.training.audit.thresholds import Thresholds
 from wallprobe.training.estimators.nets import NETS, Net, Sizes, build_net
 from wallprobe.training.estimators.protocol import makers
 
