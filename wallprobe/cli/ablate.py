@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -46,12 +47,9 @@ ARMS = (("", "subspace"), ("_span", "random"), ("_whole", "whole"))
 
 def _table(result: "Result") -> Any:
     """A row a cell: what is left of the answer with the subspace, random spans and the whole state ablated."""
-    from rich import box
-    from rich.table import Table
-
     attrs = result.data.attrs
     title = f"{attrs['run']}, {attrs['site']}, {attrs['subspace']} {attrs['method']}-ablated: probability left to its answer"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty(title, pad_edge=False)
     for heading in ("layer", "index", "dims\n(var.)", *(f"p\n{label}" for _, label in ARMS), "right", "bits", "KL"):
         table.add_column(heading, justify="right", no_wrap=True)
     for record in result.values:

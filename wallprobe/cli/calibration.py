@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -51,11 +52,8 @@ def _figure(value: float) -> str:
 
 def _table(measured: "list[Result]") -> Any:
     """Figures down; for each run the supervised and the unsupervised side; last, the exact answer with its tokens moved by one."""
-    from rich import box
-    from rich.table import Table
-
     title = "Calibration and correctness (supervised | unsupervised positions)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     table.add_column("", no_wrap=True)
     for result in measured:
         table.add_column(str(result.summary["run"]), justify="right")
@@ -69,11 +67,8 @@ def _table(measured: "list[Result]") -> Any:
 
 def _reliability(result: "Result") -> Any:
     """The unsupervised side's reliability diagram, empty bins left out."""
-    from rich import box
-    from rich.table import Table
-
     title = f"{result.summary['run']}, unsupervised positions, by confidence"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     for head in ("bin", "share", "confidence", "due", "right", "Bayes-best mass", "due"):
         table.add_column(head, justify="right", no_wrap=True)
     at, width = result.data.sel(side="unsupervised"), 0.5 / result.data.sizes["bin"]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,13 +99,11 @@ def _print(area: "Area", measurements: "Measurements", verdicts: "Sequence[Verdi
 
 def _table(area: "Area", topic: str, items: "Sequence[Verdict]") -> Any:
     """One topic: the claim and its id, the seed's figure, ours with its interval, the verdict."""
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
     from wallprobe.claims.ledger import record
 
-    table = Table(title=topic, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False)
+    table = empty(topic)
     table.add_column("claim", ratio=1)
     table.add_column("seed", justify="right", min_width=6)
     table.add_column("measured", justify="right", min_width=8)

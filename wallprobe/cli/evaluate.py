@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -82,13 +83,11 @@ def _with_interval(summary: "dict[str, Any]", key: str) -> str:
 
 def _summary_table(measured: "list[Result]") -> Any:
     """Figures down, runs across."""
-    from rich import box
-    from rich.table import Table
 
     from wallprobe.claims.wall.area import published
 
     title = "Against the exact answer (95 % interval; published figure in brackets)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     table.add_column("", no_wrap=True)
     for result in measured:
         table.add_column(str(result.summary["run"]), justify="right")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.hooks.gains.report import Settings
@@ -56,11 +57,9 @@ def show(result: "Result", stores: options.Stores) -> None:
 
 
 def _table(result: "Result") -> Any:
-    from rich import box
-    from rich.table import Table
 
     data = result.data
-    table = Table(title=f"{result.summary['model']} over training", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(f"{result.summary['model']} over training")
     for head in ("step", "last MLP", "95 %", "without sinks", "attention below 1", "MLP below 1"):
         table.add_column(head, justify="right")
     n_layers = data.sizes["layer"]

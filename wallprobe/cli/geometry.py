@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -45,12 +46,9 @@ PAIRS = {"mean_pairwise_cosine": "all pairs", "pairwise_control": "between\nsequ
 
 def _table(result: "Result") -> Any:
     """Layers down; means over the unsupervised indices, then over all pairs of indices."""
-    from rich import box
-    from rich.table import Table
-
     data, horizon = result.data, int(result.data.attrs["horizon"])
     title = f"{result.summary['run']}, {result.summary['site']}: cosine of unsupervised indices with index {horizon - 1}; of all pairs"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     table.add_column("layer", justify="right")
     for head in [*COLUMNS.values(), *PAIRS.values()]:
         table.add_column(head, justify="right", no_wrap=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -47,8 +48,6 @@ def measure(
 
 def _list(json: bool) -> None:
     """Every instrument, what it needs and which options it has."""
-    from rich import box
-    from rich.table import Table
 
     from wallprobe.hooks.registry import instruments
 
@@ -57,7 +56,7 @@ def _list(json: bool) -> None:
         rows = [{"name": one.name, "needs": one.needs, "options": one.options(), "summary": one.summary} for one in known]
         common.print_json({"kind": "instruments", "summary": rows, "values": [], "manifest": {}})
         return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty()
     for heading in ("instrument", "needs", "options (--set)", "what it measures"):
         table.add_column(heading)
     for one in known:
@@ -68,14 +67,12 @@ def _list(json: bool) -> None:
 
 def _table(result: "Result") -> Any:
     """The long table where it is short, else the summary."""
-    from rich import box
-    from rich.table import Table
 
     from wallprobe.store.results import plain
 
     rows = result.values
     subject = str(result.manifest.get("subject", ""))
-    table = Table(title=_plain(f"{result.kind} {subject}"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(_plain(f"{result.kind} {subject}"))
     if 0 < len(rows) <= MAX_ROWS and len(rows[0]) <= MAX_COLUMNS:
         for name in rows[0]:
             units = result.data[name].attrs.get("units", "") if name in result.data else ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -56,13 +57,10 @@ def probe(
 
 def _table(result: "Result") -> Any:
     """Scores of the last layer probed by index, the exact answer's and the best layer beside; the wall is drawn as a line."""
-    from rich import box
-    from rich.table import Table
-
     data, summary = result.data, result.summary
     tested = summary["n_test"] or summary["n_test_programs"]
     caption = f"{tested} test sequences; bold: the 95 % interval of selectivity is above 0; the line is the wall"
-    table = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty(caption=caption, pad_edge=False)
     table.add_column("index", justify="right", no_wrap=True)
     targets = [str(target) for target in data["target"].values]
     for target in targets:

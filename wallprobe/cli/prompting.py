@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 from wallprobe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,13 +50,11 @@ def measure(request: "PromptRequest", place: options.Place) -> None:
 
 def _table(result: "Result") -> Any:
     """For each site the tokens that restore most, each at its strongest layer, with every control."""
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
     attrs = result.data.attrs
     title = escape(f"{attrs['subject']}: share of the clean answer restored, each token at its strongest layer")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     for heading in ("site", "at", "restored", "random\ndonor", "other\nanswer", "random\nvector", "p of\nanswer", "q"):
         left = heading in ("site", "at")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True, vertical="bottom" if left else "top")

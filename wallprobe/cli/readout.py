@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,14 +47,12 @@ def _tell(out: "Console", result: "Result") -> None:
 
 def _table(result: "Result", pair: str) -> Any:
     """One pair: a row a depth, the donor's answer at the last supervised index with a random donor's beside, and the rule."""
-    from rich import box
-    from rich.table import Table
 
     from wallprobe.hooks.interchange.readout import WORDS
 
     data = result.data.sel(pair=pair).isel(index=-1)
     start = "one initialisation" if int(data["shared_initialisation"]) else "two initialisations"
-    table = Table(title=f"{pair}, {start}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty(f"{pair}, {start}", pad_edge=False)
     table.add_column("depth", justify="right")
     for align, words in WORDS.items():
         table.add_column(words.replace("-", "-\n"), justify="right", no_wrap=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -49,12 +50,9 @@ def _published(result: "Result") -> dict[str, float]:
 
 def _table(result: "Result") -> Any:
     """A row a depth; the published figures beside the baseline's."""
-    from rich import box
-    from rich.table import Table
-
     published = _published(result)
     title = f"{result.summary['run']}: first choice with a state moved beyond the wall"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty(title, pad_edge=False)
     table.add_column("moved after", no_wrap=True)
     for heading in COLUMNS.values():
         table.add_column(heading, justify="right", no_wrap=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -40,12 +41,9 @@ def _temperature(value: float) -> str:
 
 def _table(result: "Result") -> Any:
     """Positions down, the wall drawn as a line."""
-    from rich import box
-    from rich.table import Table
-
     data, horizon = result.data, int(result.data.attrs["horizon"])
     title = f"{result.summary['run']}: KL(P || Q_T) in bits, ±half the 95 % interval (the line is the wall)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     for head in ("position", "T = 1", "best T", "KL at best T", "uniform guess", "top-1", "exact top-1"):
         table.add_column(head, justify="right", no_wrap=True)
     for position in data["position"].values:
