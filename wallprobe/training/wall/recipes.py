@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError, look_up
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,5 @@ def get_recipe(preset: str, **changed: int | None) -> Recipe:
     Raises:
         UnknownNameError: for an unknown preset.
     """
-    if preset not in RECIPES:
-        raise UnknownNameError(f"no preset named '{preset}'; there are: {', '.join(RECIPES)}")
     given: dict[str, Any] = {name: value for name, value in changed.items() if value is not None}
-    return replace(RECIPES[preset], **given)
+    return replace(look_up("preset", preset, RECIPES), **given)
