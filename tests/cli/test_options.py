@@ -18,6 +18,7 @@ from wallprobe.cli import options
 # Options that commands share by name alone -> why one declaration would say something untrue of one of them.
 HOMONYMS = {
     "--arch": "audit run names the architectures there are, audit report picks among stored ones",
+    "--budget": "a sweep's counts all that it holds, readout's the patched states alone",
     "--data": "audit run and campaign name data there are (wall's only in the first), audit report picks among stored ones",
     "--index": "interchange takes one index without --sweep, and shows another default",
     "--layer": "interchange takes layer 3 without --sweep; for ablate and probe a layer is always given",

@@ -1,7 +1,6 @@
 """`wallprobe audit`: is that alignment figure a measurement at all? Runs, a report, a campaign, and a model of your own."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import audit_tables, common, options
+from wallprobe.cli.parsing import pairs, words
 from wallprobe.training.audit.thresholds import Thresholds
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ def run(
     limits = replace(limits, patience=patience)
     sizes = Sizes(width, depth, mlp_ratio, patch, heads, terminal_ln=terminal_ln, broadcast=broadcast)
     given: dict[str, Any] = {"epochs": epochs, "batch": batch, "lr": lr, "label_noise": label_noise, "samples": samples}
-    given |= {"penalty": norm_penalty, "sizes": sizes, "options": _options(option or []), "stop": stop_on}
+    given |= {"penalty": norm_penalty, "sizes": sizes, "options": pairs(option or []), "stop": stop_on}
     given |= {"thresholds": limits} if stop_on else {}
     wanted = [
         make_job(one, which, data, seed, **given)
-        for one in _listed(arch, tuple(NETS))
+        for one in words(arch, tuple(NETS))
         for seed in parse_seeds(seeds)
-        for which in _listed(method)
+        for which in words(method)
     ]
     complete(wanted, stores.runs, baseline=baseline, workers=jobs, force=force)
     _show(wanted, limits, stores, subject=f"{arch} {method} {data}")
@@ -145,38 +145,6 @@ def group(only: str | None = None) -> typer.Typer:
     return common.group(COMMANDS, only, help=told, no_args_is_help=only is None)
 
 
-def _listed(text: str, known: tuple[str, ...] | None = None) -> list[str]:
-    """Names between commas; "all" for all that are known."""
-    if known and text == "all":
-        return list(known)
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-
-
-def _options(given: list[str]) -> tuple[tuple[str, Any], ...]:
-    """`key=value` pairs, numbers as numbers.
-
-    Raises:
-        ConfigError: for one that is no pair.
-    """
-    from wallprobe.errors import ConfigError
-
-    found = []
-    for pair in given:
-        key, sign, text = pair.partition("=")
-        if not (key and sign and text):
-            raise ConfigError(f"--option '{pair}' is no key=value, such as beta=0.01")
-        found.append((key, _number(text)))
-    return tuple(sorted(found))
-
-
-def _number(text: str) -> int | float | str:
-    """An integer, else a float, else the text."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
-
-
 def complete(wanted: "Sequence[AuditJob]", root: Path | None, *, baseline: bool, workers: int | None, force: bool) -> None:
     """Train what is missing under a progress view; exit code 2, each with its reason, if something could not be done."""
     from wallprobe.training.audit.campaign import run_all, with_baselines
@@ -190,10 +158,10 @@ def complete(wanted: "Sequence[AuditJob]", root: Path | None, *, baseline: bool,
 
         def follow(told: "Progress") -> None:
             before[told.job.name] = told.epoch
-            words = f"{told.job.label} epoch {told.epoch}  loss {told.loss:.3f}  accuracy {told.accuracy:.3f}"
-            view.update(bar, completed=sum(before.values()), description=words)
+            said = f"{told.job.label} epoch {told.epoch}  loss {told.loss:.3f}  accuracy {told.accuracy:.3f}"
+            view.update(bar, completed=sum(before.values()), description=said)
             if not view.console.is_terminal and told.epoch == told.job.epochs:
-                view.console.print(words, soft_wrap=True, markup=False)
+                view.console.print(said, soft_wrap=True, markup=False)
 
         failures = run_all(todo, root, workers=workers, force=force, on_progress=follow)
     for failure in failures:

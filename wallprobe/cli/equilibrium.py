@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wallprobe.cli import common, equilibrium_tables, options
+from wallprobe.cli.parsing import pairs, words
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -50,15 +51,14 @@ def train(
     stores: options.Stores,
 ) -> None:
     """Train one model; run the same command again to go on after an interruption, to the same bytes."""
-    from wallprobe.cli.audit import _options
     from wallprobe.training.equilibrium import experiments, record, work
 
     recipe = _recipe(preset, reading, steps)
     if snapshots is not None:
         recipe = replace(recipe, snapshots=_integers(snapshots))
     job = experiments.job(preset, method, seed=seed, recipe=recipe)
-    fields = dict(_options(change or []))
-    job = replace(job.changed(name or job.name, warm=warm, **_known(fields)), options=_options(option or []))
+    fields = dict(pairs(change or []))
+    job = replace(job.changed(name or job.name, warm=warm, **_known(fields)), options=pairs(option or []))
     with _bars() as told:
         (run,) = work.train_all([job], stores.runs, force=force, on_progress=told)
     _print(record.training_result(job, run), stores, equilibrium_tables.log)
@@ -78,7 +78,7 @@ def matched(
     from wallprobe.training.equilibrium import experiments
 
     recipe = _recipe(preset, reading, steps)
-    wanted = [experiments.job(preset, arm, seed=seed, recipe=recipe) for arm in _words(arms)]
+    wanted = [experiments.job(preset, arm, seed=seed, recipe=recipe) for arm in words(arms)]
     with _bars() as told:
         result = experiments.matched(wanted, stores.runs, workers=jobs, on_progress=told)
     _print(result, stores, equilibrium_tables.matched)
@@ -228,21 +228,17 @@ def _known(fields: dict[str, Any]) -> dict[str, Any]:
 def _truth(name: str, value: Any) -> bool:
     from wallprobe.errors import ConfigError
 
-    words = {"true": True, "false": False, "1": True, "0": False}
-    if str(value).lower() not in words:
+    known = {"true": True, "false": False, "1": True, "0": False}
+    if str(value).lower() not in known:
         raise ConfigError(f"--set {name}={value}: give true or false")
-    return words[str(value).lower()]
-
-
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    return known[str(value).lower()]
 
 
 def _numbers(text: str, kind: type[Any]) -> tuple[Any, ...]:
     from wallprobe.errors import ConfigError
 
     try:
-        return tuple(kind(part) for part in _words(text))
+        return tuple(kind(part) for part in words(text))
     except ValueError as error:
         raise ConfigError(f"'{text}' is no list of numbers, such as {'0,50,200' if kind is int else '0.1,0.05'}") from error
 

@@ -45,7 +45,7 @@ def interchange(
         str | None, typer.Option(help="Patch only the component in a span: probes:a,b, pca:8 or random:8.", show_default="the whole state")
     ] = None,
     pairs: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
-    budget: options.Budget = 1.0,
+    budget: Annotated[float, typer.Option(help="GiB that a sweep's tensors may take beside the weights.", min=0.01)] = 1.0,
     backend: Annotated[str, typer.Option(help="hooks, or nnsight (one layer; needs the extra 'remote').")] = "hooks",
     remote: Annotated[str, typer.Option(help="With nnsight none, or local: the way it would go to NDIF, run here.")] = "none",
     seed: options.Seed = 0,

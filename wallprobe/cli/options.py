@@ -33,8 +33,7 @@ Checkpoints = Annotated[
 Layers = Annotated[str, typer.Option("--layer", help="Layer, list of layers (0,3,5), or all.")]
 Site = Annotated[str, typer.Option("--site", help="resid_pre, resid_mid, resid_post, attn_out, mlp_out or z.")]
 Sequences = Annotated[int, typer.Option("--sequences", help="Fresh sequences to measure on.", min=2)]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
-Budget = Annotated[float, typer.Option("--budget", help="GiB that patched states may take beside the weights.", min=0.01)]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of whatever is drawn at random.")]
 Estimators = Annotated[
     str | None,
     typer.Option("--estimators", help="Names, commas between, options behind colons: bp,spsa:directions=4.", show_default="by model"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def readout(
     pairs: Annotated[list[str], typer.Argument(help="Donor and receiver: p5:c0, c0@1337:c0, ...", metavar="SRC:DST...")],
     draws: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
-    budget: options.Budget = 1.0,
+    budget: Annotated[float, typer.Option(help="GiB that patched states may take.", min=0.01)] = 1.0,
     seed: options.Seed = 0,
     *,
     place: options.Place,
