@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from wallprobe.cli import common
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -47,10 +48,7 @@ def show(judged: "Sequence[Result]", whole: "Result") -> None:
 
 
 def _table(title: str, columns: Sequence[str], left: int = 1) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     for place, head in enumerate(columns):
         table.add_column(head, justify="left" if place < left else "right", no_wrap=True)
     return table

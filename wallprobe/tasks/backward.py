@@ -11,30 +11,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from wallprobe.tasks.recurrence import RecurrenceTask, read
-from wallprobe.tasks.task import Drawn, Posterior, Task, check_field, class_weight, peaked
+from wallprobe.tasks.task import Drawn, Posterior, PrimeTask, class_weight, peaked
 
 
 @dataclass(frozen=True)
-class BackwardTask(Task):
+class BackwardTask(PrimeTask):
     """Reversed linear recurrences mixed with uniform noise; a, b and x_0 uniform on Z_p as in the recurrence.
 
     Raises:
         ConfigError: if the modulus is not prime, the length below 3, or the prior outside (0, 1).
     """
 
-    modulus: int = 17
-    length: int = 16
-    program_prior: float = 0.5
-
     name = "backward"
-
-    def __post_init__(self) -> None:
-        check_field(self.modulus, self.length, self.program_prior)
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens: p."""
-        return self.modulus
 
     def sample(self, count: int, generator: torch.Generator) -> Drawn:
         """The recurrence's own sequences, reversed."""

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from wallprobe.errors import ConfigError
-from wallprobe.tasks.task import Drawn, Posterior, Task, check_field, class_weight, is_prime, peaked
+from wallprobe.tasks.task import Drawn, Posterior, PrimeTask, class_weight, is_prime, peaked
 
 __all__ = ["Posterior", "RecurrenceTask", "Sequences", "is_prime"]
 
@@ -112,7 +112,7 @@ def roll_out(
 
 
 @dataclass(frozen=True)
-class RecurrenceTask(Task):
+class RecurrenceTask(PrimeTask):
     """Linear recurrences modulo a prime mixed with uniform noise.
 
     Args:
@@ -124,14 +124,7 @@ class RecurrenceTask(Task):
         ConfigError: if the modulus is not prime, the length below 3, or the prior outside (0, 1).
     """
 
-    modulus: int = 17
-    length: int = 16
-    program_prior: float = 0.5
-
     name = "recurrence"
-
-    def __post_init__(self) -> None:
-        check_field(self.modulus, self.length, self.program_prior)
 
     def config(self) -> dict[str, int | float]:
         """The fields by name, for a manifest."""
@@ -147,11 +140,6 @@ class RecurrenceTask(Task):
         if entry.get("name", cls.name) != cls.name:
             raise ConfigError(f"this instrument reads linear recurrences, not task '{entry['name']}'; give a run of the task {cls.name}")
         return cls(**{key: value for key, value in entry.items() if key != "name"})
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens."""
-        return self.modulus
 
     @property
     def suffix(self) -> str:

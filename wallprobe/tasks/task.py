@@ -107,6 +107,32 @@ class Task(abc.ABC):
         return {"name": self.name} | {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+@dataclass(frozen=True)
+class PrimeTask(Task):
+    """A task over Z_p of the usual sizes whose tokens are the p symbols.
+
+    Raises:
+        ConfigError: if the modulus is not prime, the length below `shortest`, or the prior outside (0, 1).
+    """
+
+    modulus: int = 17
+    length: int = 16
+    program_prior: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_field(self.modulus, self.length, self.program_prior, self.shortest)
+
+    @property
+    def shortest(self) -> int:
+        """Tokens from which on the task shows itself."""
+        return 3
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens: p."""
+        return self.modulus
+
+
 def check_field(modulus: int, length: int, program_prior: float, shortest: int = 3) -> None:
     """Refuse what no task over Z_p takes.
 

@@ -11,10 +11,10 @@ from wallprobe.errors import BusyError, CheckpointError, ConfigError, StoreError
 from wallprobe.store.storage import sha256_file
 from wallprobe.tasks import images
 from wallprobe.training.audit import campaign, loop
-from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import make_job
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.audit.record import judged
+from wallprobe.training.audit.thresholds import Thresholds
 from wallprobe.training.estimators.nets import Sizes, build_net
 from wallprobe.training.wall.loop import own
 

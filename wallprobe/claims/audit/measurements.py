@@ -14,8 +14,8 @@ from wallprobe.errors import ConfigError, UnknownNameError
 from wallprobe.store.runs import RunName
 from wallprobe.store.storage import read_json, write_atomic
 from wallprobe.training.audit.campaign import CAMPAIGN, METHODS, judge_with_baseline, stored, variant
-from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import AuditJob, make_job
+from wallprobe.training.audit.thresholds import Thresholds
 
 PRESET, DATA, AUDIT = "campaign", "fashion_mnist", "audit"
 LEFT = ("command", "evidence", "cpu_count")  # what names a machine's folders, or can be made again

@@ -14,8 +14,8 @@ from typing import Any
 from wallprobe.claims.ledger.measurements import OTHER, READOUT, Measurements, read_measurements
 from wallprobe.claims.ledger.quantities import Quantity, Reading
 from wallprobe.claims.ledger.rules import RULES, Interval
-from wallprobe.errors import UnknownNameError
-from wallprobe.plugins import check_part, collect
+from wallprobe.errors import look_up
+from wallprobe.plugins import check_part, collect, first_of_name
 from wallprobe.training.audit.job import AuditJob
 
 REPRODUCED, NOT_REPRODUCED, UNMEASURED = VERDICTS = ("reproduced", "not reproduced", "not measured")
@@ -128,10 +128,7 @@ class Verdict:
 
 def areas() -> Mapping[str, Area]:
     """Every registered area by name (entry points `wallprobe.claims`, each a function that makes an `Area`)."""
-    known: dict[str, Area] = {}
-    for area in collect("wallprobe.claims", lambda make: [check_part(make(), Area)]):
-        known.setdefault(area.name, area)
-    return known
+    return first_of_name(collect("wallprobe.claims", lambda make: [check_part(make(), Area)]))
 
 
 def get_area(name: str) -> Area:
@@ -140,10 +137,7 @@ def get_area(name: str) -> Area:
     Raises:
         UnknownNameError: if there is none; the message lists those there are.
     """
-    known = areas()
-    if name not in known:
-        raise UnknownNameError(f"no claims named '{name}'; there are: {', '.join(sorted(known))}")
-    return known[name]
+    return look_up("claims", name, dict(sorted(areas().items())))
 
 
 def judge(claim: Claim, measurements: Measurements) -> Verdict:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wallprobe.errors import UnknownNameError
+from wallprobe.errors import look_up
 
 SINK_FACTOR = 10.0
 DEFAULT = "sublayer"
@@ -137,9 +137,7 @@ def get_definition(name: str) -> Definition:
     Raises:
         UnknownNameError: if there is none.
     """
-    if name not in DEFINITIONS:
-        raise UnknownNameError(f"no gain definition named '{name}'; there are: {', '.join(DEFINITIONS)}")
-    return DEFINITIONS[name]
+    return look_up("gain definition", name, DEFINITIONS)
 
 
 def times_median(norms: Norms) -> Float[Tensor, " token"]:
@@ -184,9 +182,7 @@ def get_reduction(name: str) -> tuple[str, Reduction]:
     Raises:
         UnknownNameError: if there is none of that name.
     """
-    if name not in REDUCTIONS:
-        raise UnknownNameError(f"no token reduction named '{name}'; there are: {', '.join(REDUCTIONS)}")
-    return REDUCTIONS[name]
+    return look_up("token reduction", name, REDUCTIONS)
 
 
 def get_positions(name: str) -> str:
@@ -195,9 +191,7 @@ def get_positions(name: str) -> str:
     Raises:
         UnknownNameError: if there is none of that name.
     """
-    if name not in POSITIONS:
-        raise UnknownNameError(f"no positions named '{name}'; there are: {', '.join(POSITIONS)}")
-    return POSITIONS[name]
+    return look_up("positions", name, POSITIONS)
 
 
 def keeps(norms: Norms) -> dict[str, Bool[Tensor, " token"]]:

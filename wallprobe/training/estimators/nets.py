@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError, look_up
 from wallprobe.rng import derive_seed
 
 BROADCASTS = ("all", "cls")
@@ -417,11 +417,10 @@ def build_net(arch: str, shape: tuple[int, int, int], classes: int, seed: int, s
     Raises:
         UnknownNameError: for an unknown architecture.
     """
-    if arch not in NETS:
-        raise UnknownNameError(f"no architecture named '{arch}'; there are: {', '.join(NETS)}")
+    make = look_up("architecture", arch, NETS)
     with torch.random.fork_rng():  # torch's initialisers know no other generator
         torch.manual_seed(derive_seed(seed, "init", arch))
-        return NETS[arch](shape, classes, sizes or Sizes())
+        return make(shape, classes, sizes or Sizes())
 
 
 def matrices(module: nn.Module) -> Iterator[Tensor]:

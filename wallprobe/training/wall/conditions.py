@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from wallprobe.errors import ConfigError, UnknownNameError
-from wallprobe.plugins import check_part, collect
+from wallprobe.errors import ConfigError, UnknownNameError, look_up
+from wallprobe.plugins import collect, first_of_name, one_or_several
 
 AXES = ("grid", "wrong-entropy", "mask", "schedule", "introspection", "endogenous")
 MECHANISMS = ("temperature", "gate")
@@ -216,14 +216,7 @@ def _further() -> tuple[Condition, ...]:
 
 def conditions() -> Mapping[str, Condition]:
     """Every registered condition by name; the built-in ones come through the same entry-point group and win a clash."""
-    known: dict[str, Condition] = {}
-    for condition in collect("wallprobe.conditions", _unfold):
-        known.setdefault(condition.name, condition)
-    return known
-
-
-def _unfold(value: Any) -> Iterable[Condition]:
-    return (check_part(condition, Condition) for condition in ((value,) if isinstance(value, Condition) else value().values()))
+    return first_of_name(collect("wallprobe.conditions", one_or_several(Condition)))
 
 
 def get_condition(name: str) -> Condition:
@@ -232,10 +225,7 @@ def get_condition(name: str) -> Condition:
     Raises:
         UnknownNameError: if there is none; the message lists those there are.
     """
-    known = conditions()
-    if name not in known:
-        raise UnknownNameError(f"no condition named '{name}'; there are: {', '.join(known)}")
-    return known[name]
+    return look_up("condition", name, conditions())
 
 
 def matrix(name: str) -> tuple[Condition, ...]:
