@@ -144,7 +144,7 @@ def test_the_sources_name_commands_that_exist(read):
     from wallprobe.cli import COMMANDS, GROUPS
 
     areas = ("wall", "audit", "equilibrium", "gains")
-    parts = {name: module.NAMES for name, module in GROUPS.items()} | {"claims": areas, "reproduce": areas[:2]}
+    parts = {name: tuple(commands) for name, commands in GROUPS.items()} | {"claims": areas, "reproduce": areas[:2]}
     named = []
     for row in read[SOURCES].splitlines():
         words: list[str] = []  # of the last whole command; a bare name after it is another one, or another part of its group
