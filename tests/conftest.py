@@ -4,14 +4,13 @@ import dataclasses
 import os
 import sys
 
+import pytest
+from jaxtyping import install_import_hook
+
 from tests import home
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 GUARD = home.leave()
-
-import pytest
-from jaxtyping import install_import_hook
-
 install_import_hook("wallprobe", "beartype.beartype")
 
 
@@ -59,6 +58,17 @@ def restore_torch(settings):
     torch.set_default_dtype(settings["dtype"])
     torch.set_grad_enabled(settings["gradients"])
     torch.use_deterministic_algorithms(settings["deterministic"])
+
+
+@pytest.fixture
+def one_thread():
+    """The number of threads can change the last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -24,7 +24,12 @@ def plant_stores(folder: Path) -> None:
     cut = runs / "x@42"
     _impostor(cut, "x", weights_of="c3")
     (cut / "weights.safetensors").write_bytes((cut / "weights.safetensors").read_bytes()[:1000])
-    for name, text in (("broken@42", '{"condition": "broken", '), ("list@42", "[1, 2]"), ("bytes@42", "\udcff\x00"), ("old@1", '{"seed": 1}')):
+    for name, text in (
+        ("broken@42", '{"condition": "broken", '),
+        ("list@42", "[1, 2]"),
+        ("bytes@42", "\udcff\x00"),
+        ("old@1", '{"seed": 1}'),
+    ):
         _write(runs / name / "manifest.json", text)
     _write(runs / "weights-only@42" / "weights.safetensors", "not safetensors")
     _write(runs / "unfinished@42" / ".checkpoint" / "state.safetensors", "half")
@@ -34,7 +39,11 @@ def plant_stores(folder: Path) -> None:
     shutil.copytree(BUNDLED / "c0@42" / "eval", results / "eval-c0-0badf00d")
     shutil.copytree(BUNDLED / "c0@42" / "eval", results / "eval-altered-0badf00d")
     (results / "eval-altered-0badf00d" / "arrays.nc").write_bytes(b"CDF\x01 and no more")
-    for name, text in (("eval-half-0badf00d", '{"kind": "eval"'), ("odd-0badf00d", '{"kind": "odd", "table": 3}'), ("eval-none-0badf00d", "null")):
+    for name, text in (
+        ("eval-half-0badf00d", '{"kind": "eval"'),
+        ("odd-0badf00d", '{"kind": "odd", "table": 3}'),
+        ("eval-none-0badf00d", "null"),
+    ):
         _write(results / name / "result.json", text)
     (results / "empty-0badf00d").mkdir()
     _write(results / "stray.json", WORD)

@@ -37,11 +37,8 @@ CACHES = (
 )
 OURS = ("WALLPROBE_RUNS", "WALLPROBE_RESULTS", "WALLPROBE_DATA", "WALLPROBE_WORKER")
 PROTECTED = "WALLPROBE_TESTS_PROTECTED"  # tells a worker of pytest-xdist what the first process saw
-EVENTS = frozenset(
-    f"{module}{name}"
-    for module, names in {"": ["open", "sqlite3.connect"], "os.": "listdir scandir mkdir rename remove rmdir link symlink truncate".split()}.items()
-    for name in names
-)
+SYSTEM = ("listdir", "scandir", "mkdir", "rename", "remove", "rmdir", "link", "symlink", "truncate")
+EVENTS = frozenset({"open", "sqlite3.connect", *(f"os.{name}" for name in SYSTEM)})
 
 
 class Guard:
@@ -86,7 +83,7 @@ def protected(environ: dict[str, str], start: Path) -> list[str]:
     """Folders and files that no test may touch: stores where pytest was started and in the checkout, and caches."""
     home = Path(environ.get("HOME") or Path.home())
     places = [folder / name for folder in (start, ROOT) for name in STORES]
-    places += [home / name for name in (".cache", ".config/matplotlib", ".triton", ".matplotlib", "Library/Caches")]
+    places += [home / name for name in (".cache", ".config/matplotlib", ".config/nnsight", ".triton", ".matplotlib", "Library/Caches")]
     places += [Path(environ[name]) for name in (*CACHES, *OURS) if os.sep in environ.get(name, "")]
     places.append(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}")
     code = (ROOT / "tests", ROOT / "wallprobe")  # started from there, gallery/ is a folder of code
