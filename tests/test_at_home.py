@@ -15,6 +15,7 @@ SLICE = (
     "tests/gallery/test_runpages.py",
     "tests/gallery/test_store.py",
     "tests/cli/test_gallery.py",
+    "tests/cli/test_measure.py::test_what_is_no_result_is_refused",
     "tests/hooks/gains/test_measure.py::test_a_hub_id_in_the_local_cache",
 )
 STRAYS = """
