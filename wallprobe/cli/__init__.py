@@ -74,6 +74,8 @@ COMMANDS = MappingProxyType(
 
 GROUPS = MappingProxyType({"audit": audit, "equilibrium": equilibrium, "gallery": gallery})  # commands of several commands
 
+TOLD = ("PluginWarning", "ModelCodeWarning")  # warnings of ours, one line each
+
 INTERRUPTED = 130  # 128 + SIGINT
 
 
@@ -98,7 +100,7 @@ def main() -> None:
 
     def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
         # By name: importing the class would load importlib.metadata, which --help does without.
-        return f"wallprobe: {message}\n" if category.__name__ == "PluginWarning" else usual(message, category, filename, lineno, line)
+        return f"wallprobe: {message}\n" if category.__name__ in TOLD else usual(message, category, filename, lineno, line)
 
     warnings.formatwarning = one_line
     try:
