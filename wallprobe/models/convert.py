@@ -1,5 +1,6 @@
 """A folder whose weights are pickles, rewritten with safetensors in a new one. Pickles are read here and nowhere else."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -100,34 +101,31 @@ def convert(folder: Path, out: Path | None = None, progress: Callable[[int, int]
         task = {"source": str(folder), "folder": str(home), "files": [str(home / name) for name in names], "out": str(temporary)}
         last = _listen(task | {"limit": limit}, place, lambda done: progress and progress(min(done, total), total))
         copied = _copy(folder, temporary, place)
+    if progress:
+        progress(total, total)
     return Converted(folder, place, tuple(names), last["shards"], copied, int(last["tensors"]), int(last["bytes"]))
 
 
 def _listen(task: dict[str, Any], place: Path, progress: Callable[[int], object]) -> dict[str, Any]:
     """Start the process, pass its progress on, and give what it says at last."""
     last: dict[str, Any] = {}
-    process = subprocess.Popen(
-        [sys.executable, "-c", BOOT.format(path=[path for path in sys.path if path])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"},
-    )
-    try:
+    command = [sys.executable, "-c", BOOT.format(path=[path for path in sys.path if path])]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(task).encode() + b"\n")
-        process.stdin.close()
-        for line in process.stdout:
-            last = json.loads(line)
-            progress(int(last.get("done", 0)))
-        process.wait()
-    except BrokenPipeError:
-        process.wait()
-    finally:
-        if process.poll() is None:
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(task) + "\n")
+                process.stdin.flush()
+            for line in process.stdout:
+                last = json.loads(line)
+                if "done" in last:
+                    progress(int(last["done"]))
+        except BaseException:
             process.kill()
-            process.wait()
+            raise
     if "error" in last:
         raise CheckpointError(last["error"])
     if "errno" in last:

@@ -54,7 +54,6 @@ NETWORK: Mapping[str, Words] = MappingProxyType(
         lambda given: f"use the network ({', '.join(str(one) for one in given if isinstance(one, (str, bytes, int, tuple)))[:120]})",
     )
 )
-THREADS = ("_thread.start_new_thread", "_thread.start_joinable_thread")
 
 
 class _Reading:
@@ -103,27 +102,24 @@ class _Guard:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._stacks: dict[int, list[_Reading]] = {}
-        self._children: weakref.WeakKeyDictionary[threading.Thread, bool] = weakref.WeakKeyDictionary()
-        self._hooked, self._before = False, (sys.stdin, False)
+        # Libraries read with threads of their own, and before Python 3.12 no event says who started one: whatever starts while
+        # something is read is held to it, then and in later readings (a library's pool may stay). What was there before is free.
+        self._free: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._held: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._hooked, self._stdin, self._empty = False, sys.stdin, sys.stdin
 
     def hear(self, event: str, given: tuple[Any, ...]) -> None:
         """The audit hook.
 
         Raises:
-            CheckpointError: where the event is of a thread that reads, or was started by one, and is refused.
+            CheckpointError: where the event is refused, and of a thread that reads or that started while something was read.
         """
         if not self._stacks:
             return
         stack = self._stacks.get(threading.get_ident())
-        if event in THREADS:
-            thread = getattr(given[0], "__self__", None)
-            if isinstance(thread, threading.Thread) and (stack or threading.current_thread() in self._children):
-                self._children[thread] = True
-            return
-        # Libraries read with threads of their own: what a reading thread has started is held to whatever is being read now.
         found = stack[-1] if stack else next((stack[-1] for stack in list(self._stacks.values()) if stack), None)
         what = found.judge(event, given) if found else None
-        if found is None or what is None or not (stack or threading.current_thread() in self._children):
+        if found is None or what is None or (not stack and threading.current_thread() in self._free):
             return
         found.tried.append(what)
         raise CheckpointError(refusal(found))
@@ -135,7 +131,9 @@ class _Guard:
                 sys.addaudithook(self.hear)
                 self._hooked = True
             if not self._stacks:
-                self._shut()
+                self._free = weakref.WeakSet(set(threading.enumerate()) - set(self._held))
+                self._stdin, self._empty = sys.stdin, open(os.devnull, encoding="utf-8")  # noqa: SIM115
+                sys.stdin = self._empty
             self._stacks.setdefault(threading.get_ident(), []).append(reading)
 
     def leave(self) -> None:
@@ -146,18 +144,10 @@ class _Guard:
             if not stack:
                 del self._stacks[threading.get_ident()]
             if not self._stacks:
-                self._open()
-
-    def _shut(self) -> None:
-        """An empty stdin."""
-        self._before = (sys.stdin, True)
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
-
-    def _open(self) -> None:
-        ours, (stdin, shut) = sys.stdin, self._before
-        if shut:
-            sys.stdin, self._before = stdin, (stdin, False)
-            ours.close()
+                self._held = weakref.WeakSet(set(threading.enumerate()) - set(self._free))
+                if sys.stdin is self._empty:
+                    sys.stdin = self._stdin
+                self._empty.close()
 
 
 _GUARD = _Guard()
@@ -189,7 +179,7 @@ def _offline() -> Iterator[None]:
 def reading(source: str, folder: Path | None = None, *, network: bool = False) -> Iterator[None]:
     """Hold the block to reading: starting a process, the network, a question or a pickle is an error, and so is code of the folder.
 
-    It is one also where a library swallows it. Threads that the block starts are held to the same; other threads are not.
+    It is one also where a library swallows it. Threads that start meanwhile are held to the same; those that were there are not.
 
     Args:
         source: how the user called the model.
