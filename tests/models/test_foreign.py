@@ -149,6 +149,12 @@ def test_an_index_that_points_elsewhere(sound: Path, tmp_path: Path) -> None:
     place = hostile.in_cache(sound, tmp_path / "cache", "some/one")
     with Shards(place) as shards:
         assert shards.files["gpt_neox.embed_in.weight"] == "model.safetensors"
+    shared = tmp_path / "cache" / "blobs" / "ab" / "abcd"
+    shared.parent.mkdir(parents=True)
+    blob = place.parent.parent / "blobs" / "model.safetensors"
+    blob.rename(shared)
+    blob.symlink_to("../../blobs/ab/abcd")
+    Shards(place).close()
     (tmp_path / "cache" / "secret.safetensors").write_bytes(b"")
     (place / "model.safetensors").unlink()
     (place / "model.safetensors").symlink_to("../../../secret.safetensors")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,6 +68,8 @@ def test_code_of_the_folder_and_of_transformers_copy(tmp_path: Path, monkeypatch
         __import__("transformers_modules.evil_two")
     with reading("model", tmp_path / "model"):
         assert __import__("installed_three").VALUE == 3
+        monkeypatch.chdir(tmp_path / "model")
+        assert namedtuple("Pair", "a b")(1, 2).a == 1  # compiled from <string>, here, and no file
     assert not (tmp_path / "RAN").exists()
 
 
@@ -132,13 +135,14 @@ def test_two_threads_read_at_once() -> None:
             found[name] = str(error)
 
     threads = [threading.Thread(target=read, args=(name,)) for name in ("one", "two")]
-    before = sys.stdin
+    before, hub = sys.stdin, huggingface_hub.constants.HF_HUB_OFFLINE
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert all(f"reading {name} would start a process ({name})" in found[name] for name in ("one", "two"))
     assert sys.stdin is before
+    assert bool(huggingface_hub.constants.HF_HUB_OFFLINE) is bool(hub)
 
 
 def test_fetching_may_use_the_network_and_nothing_else() -> None:

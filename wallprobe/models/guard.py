@@ -60,15 +60,15 @@ class _Reading:
     """One block under guard: whose model, its folder, and what was refused."""
 
     def __init__(self, source: str, folder: Path | None, *, network: bool) -> None:
-        self.source, self.tried = source, list[str]()
+        self.source, self.network, self.tried = source, network, list[str]()
         self.refused = MappingProxyType({**PROCESSES, **QUESTIONS, **PICKLES, **({} if network else NETWORK)})
         places = () if folder is None else (os.path.abspath(folder), os.path.realpath(folder))
         self.places = tuple({place.rstrip(os.sep) + os.sep for place in places})
 
     def of_the_folder(self, path: Any) -> bool:
         """Whether a file is one of the model's own, or transformers' copy of one; what is installed inside the folder is not."""
-        if not isinstance(path, (str, bytes)) or not (text := os.fsdecode(path)):
-            return False
+        if not isinstance(path, (str, bytes)) or not (text := os.fsdecode(path)) or (text[0] == "<" and text[-1] == ">"):
+            return False  # the last are names of what stands in no file: <string>, <frozen importlib>
         parts = Path(text).parts
         if ADDED in parts:
             return True
@@ -107,6 +107,7 @@ class _Guard:
         self._free: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._held: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._hooked, self._stdin, self._empty = False, sys.stdin, sys.stdin
+        self._local, self._was_offline = 0, False
 
     def hear(self, event: str, given: tuple[Any, ...]) -> None:
         """The audit hook.
@@ -134,13 +135,16 @@ class _Guard:
                 self._free = weakref.WeakSet(set(threading.enumerate()) - set(self._held))
                 self._stdin, self._empty = sys.stdin, open(os.devnull, encoding="utf-8")  # noqa: SIM115
                 sys.stdin = self._empty
+            if not reading.network:
+                self._offline(+1)
             self._stacks.setdefault(threading.get_ident(), []).append(reading)
 
     def leave(self) -> None:
         """Disarm what this thread armed last."""
         with self._lock:
             stack = self._stacks[threading.get_ident()]
-            stack.pop()
+            if not stack.pop().network:
+                self._offline(-1)
             if not stack:
                 del self._stacks[threading.get_ident()]
             if not self._stacks:
@@ -148,6 +152,16 @@ class _Guard:
                 if sys.stdin is self._empty:
                     sys.stdin = self._stdin
                 self._empty.close()
+
+    def _offline(self, step: int) -> None:
+        """One reading without network more or less: the hub's own switch, so that libraries do not even try."""
+        import huggingface_hub.constants
+
+        hub: Any = huggingface_hub.constants
+        if not self._local:
+            self._was_offline = hub.HF_HUB_OFFLINE
+        self._local += step
+        hub.HF_HUB_OFFLINE = True if self._local else self._was_offline
 
 
 _GUARD = _Guard()
@@ -159,20 +173,6 @@ def refusal(reading: _Reading) -> str:
         f"reading {reading.source} would {reading.tried[0]}; it was not done, for wallprobe runs no model's code, starts no process and "
         "asks nothing while it reads one: give a checkpoint that is read without"
     )
-
-
-@contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """The hub's own switch, so that libraries do not even try."""
-    import huggingface_hub.constants
-
-    hub: Any = huggingface_hub.constants
-    before = hub.HF_HUB_OFFLINE
-    hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = before
 
 
 @contextlib.contextmanager
@@ -190,15 +190,14 @@ def reading(source: str, folder: Path | None = None, *, network: bool = False) -
         CheckpointError: if any of these was tried; it did not happen.
     """
     current = _Reading(source, folder, network=network)
-    with contextlib.nullcontext() if network else _offline():
-        _GUARD.enter(current)
-        try:
-            yield
-        except Exception as error:
-            if current.tried:
-                raise CheckpointError(refusal(current)) from error
-            raise
-        finally:
-            _GUARD.leave()
+    _GUARD.enter(current)
+    try:
+        yield
+    except Exception as error:
+        if current.tried:
+            raise CheckpointError(refusal(current)) from error
+        raise
+    finally:
+        _GUARD.leave()
     if current.tried:
         raise CheckpointError(refusal(current))

@@ -140,7 +140,8 @@ def index_files(folder: Path) -> list[str]:
 def inside(folder: Path, name: str, suffixes: tuple[str, ...] = (".safetensors",)) -> Path:
     """A file of weights by its name in an index, which may come from anywhere: it has to be a file of that folder.
 
-    In the hub's cache the files of `snapshots/REVISION` are links into `blobs` beside it; these count as the folder's own.
+    In the hub's cache the files of `models--NAME/snapshots/REVISION` are links into that model's `blobs`, and these may be links into
+    the whole cache's (huggingface_hub 2 keeps a file of several models once); both count as the folder's own.
 
     Raises:
         CheckpointError: if it is of another kind, or lies elsewhere, by its name or as a link.
@@ -149,7 +150,9 @@ def inside(folder: Path, name: str, suffixes: tuple[str, ...] = (".safetensors",
     if path.suffix not in suffixes:
         raise CheckpointError(f"{folder} names {name!r} as a file of weights; only {', '.join(suffixes)} is read")
     home = folder.resolve()
-    homes = (home, home.parent.parent / "blobs") if home.parent.name == "snapshots" else (home,)
+    model = home.parent.parent
+    cached = home.parent.name == "snapshots" and model.name.startswith("models--")
+    homes = (home, model / "blobs", model.parent / "blobs") if cached else (home,)
     real = (folder / path).resolve()
     if path.is_absolute() or ".." in path.parts or not any(real.is_relative_to(one) for one in homes):
         where = "" if str(real) == name else f" ({real})"
