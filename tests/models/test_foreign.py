@@ -122,7 +122,9 @@ def test_pickles_of_the_hub(sound: Path, tmp_path: Path, monkeypatch: pytest.Mon
     folder = hostile.unpickled(sound, tmp_path / "pickled", bomb=True)
     shutil.copy(folder / "pytorch_model.bin", folder / "model_final.pth")
     hostile.in_cache(folder, tmp_path / "cache", "NeelNanda/SoLU_1L512W_C4_Code")
-    with pytest.raises(CheckpointError, match="keeps its weights as pickles"):
+    with pytest.raises(
+        CheckpointError, match=r"no safetensors to fetch.*hf download NeelNanda/\S+ --local-dir FOLDER, then wallprobe convert"
+    ):
         models.load("NeelNanda/SoLU_1L512W_C4_Code")
     assert not (tmp_path / "RAN").exists()
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from wallprobe.errors import UnknownNameError
+from wallprobe.errors import CheckpointError, UnknownNameError
 from wallprobe.models.guard import reading
 from wallprobe.models.loaded import quiet
 from wallprobe.models.sources import first_line, unreachable
@@ -21,6 +21,7 @@ def fetch(source: str, *, runs: bool = True) -> Path:
 
     Raises:
         UnknownNameError: if it is no hub id, or cannot be had.
+        CheckpointError: if it has no safetensors.
     """
     repository, _, revision = source.partition("@")
     with quiet():
@@ -34,8 +35,14 @@ def fetch(source: str, *, runs: bool = True) -> Path:
         raise UnknownNameError(f"'{source}' is no folder here and no hub id ({first_line(error)})") from error
     try:
         with quiet(), reading(source, network=True):
-            return Path(
-                snapshot_download(repository, revision=revision or None, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED))
-            )
+            patterns = {"allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}
+            folder = Path(snapshot_download(repository, revision=revision or None, **patterns))
     except Exception as error:
         raise unreachable(source, error, runs=runs) from error
+    if not any(folder.glob("*.safetensors")):
+        at = f" --revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"model '{source}' has no safetensors to fetch; where its weights are pickles (pytorch_model.bin), which wallprobe does not load: "
+            f"hf download {repository}{at} --local-dir FOLDER, then wallprobe convert FOLDER"
+        )
+    return folder
