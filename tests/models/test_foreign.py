@@ -141,6 +141,15 @@ def test_multimodal_is_refused_before_anything_is_installed(tmp_path: Path) -> N
             read(str(tmp_path / "sees"))
 
 
+def test_settings_that_say_they_are_another_model(tmp_path: Path) -> None:
+    """The bridge picks its adapter by name, and a multimodal one leads to the processor and to pip."""
+    sound = save_model("llama", tmp_path / "llama")
+    wanted = models.load(str(sound)).model(torch.arange(6)[None])
+    for number, changes in enumerate(({"architectures": ["LlavaForConditionalGeneration"]}, {"original_architecture": "Emu3ForCausalLM"})):
+        folder = hostile.change(hostile.copied(sound, tmp_path / str(number)), **changes)
+        assert torch.equal(models.load(str(folder)).model(torch.arange(6)[None]), wanted)
+
+
 def test_an_index_that_points_elsewhere(sound: Path, tmp_path: Path) -> None:
     folder = hostile.copied(sound, tmp_path / "model")
     hostile.linked(folder)

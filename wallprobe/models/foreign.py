@@ -113,8 +113,8 @@ def check_folder(source: str, folder: Path, *, weights: bool = True) -> None:
                 "give the checkpoint they were made from, or a .gguf file"
             )
         for key, value in told.items():
-            for one in value.values() if isinstance(value, dict) and key.endswith("_implementation") else [value]:
-                if key.endswith("_implementation") and isinstance(one, str) and "/" in one:
+            for one in value.values() if isinstance(value, dict) and "_implementation" in key else [value]:
+                if "_implementation" in key and isinstance(one, str) and "/" in one:
                     raise CheckpointError(
                         f"{source} asks to run a kernel of the hub ({key}: {one}); wallprobe runs no model's code: "
                         f"take that out of {CONFIG}"

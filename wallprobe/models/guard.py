@@ -18,7 +18,7 @@ from typing import Any
 
 from wallprobe.errors import CheckpointError
 
-ADDED = "transformers_modules"  # the package under which transformers imports a model's own files
+ADDED = frozenset({"transformers_modules", "datasets_modules"})  # packages under which the libraries import files of a model or data set
 INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -70,7 +70,7 @@ class _Reading:
         if not isinstance(path, (str, bytes)) or not (text := os.fsdecode(path)) or (text[0] == "<" and text[-1] == ">"):
             return False  # the last are names of what stands in no file: <string>, <frozen importlib>
         parts = Path(text).parts
-        if ADDED in parts:
+        if ADDED.intersection(parts):
             return True
         inside = text.startswith(self.places) if os.path.isabs(text) else os.path.abspath(text).startswith(self.places)
         return bool(self.places) and inside and not any(name in parts for name in INSTALLED) and not text.startswith(_trusted())
@@ -81,7 +81,7 @@ class _Reading:
             return self.refused[event](given)
         if event == "exec" and given and self.of_the_folder(getattr(given[0], "co_filename", None)):
             return f"run {given[0].co_filename}"
-        if event == "import" and (str(given[0]).partition(".")[0] == ADDED or self.of_the_folder(given[1])):
+        if event == "import" and (str(given[0]).partition(".")[0] in ADDED or self.of_the_folder(given[1])):
             return f"import {given[0]}"
         if event == "ctypes.dlopen" and self.of_the_folder(given[0]):
             return f"load {given[0]}"

@@ -35,14 +35,14 @@ def fetch(source: str, *, runs: bool = True) -> Path:
         raise UnknownNameError(f"'{source}' is no folder here and no hub id ({first_line(error)})") from error
     try:
         with quiet(), reading(source, network=True):
-            patterns = {"allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}
+            patterns: dict[str, Any] = {"allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}
             folder = Path(snapshot_download(repository, revision=revision or None, **patterns))
     except Exception as error:
         raise unreachable(source, error, runs=runs) from error
     if not any(folder.glob("*.safetensors")):
         at = f" --revision {revision}" if revision else ""
         raise CheckpointError(
-            f"model '{source}' has no safetensors to fetch; where its weights are pickles (pytorch_model.bin), which wallprobe does not load: "
+            f"model '{source}' has no safetensors to fetch; where its weights are pickles (pytorch_model.bin), which are not loaded: "
             f"hf download {repository}{at} --local-dir FOLDER, then wallprobe convert FOLDER"
         )
     return folder

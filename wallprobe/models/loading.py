@@ -177,6 +177,10 @@ def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> 
 
     sizes = count(model)  # before: the bridge splits joint projections into copies
     model.to(device)  # the bridge leaves a model it is handed where it is
+    # It goes by what the settings say they are, transformers by the model's type: a file that says Llava gets no way into its processors.
+    model.config.architectures = [type(model).__name__]
+    if hasattr(model.config, "original_architecture"):
+        del model.config.original_architecture
     try:
         bridge: nn.Module = TransformerBridge.boot_transformers(
             name, hf_model=model, tokenizer=tokenizer, device=device, dtype=torch.float32, trust_remote_code=False
