@@ -4,6 +4,7 @@ In a process of its own, whose audit hook writes down what Python says of such t
 with the hub's offline switch off: a library that wants the network would show.
 """
 
+import ast
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from tests.hooks.tiny_models import ARCHITECTURES, save_model, save_run
 from tests.models import hostile
+from wallprobe.models.loading import LOCAL
 from wallprobe.store import runs
 
 READ = """
@@ -97,3 +99,22 @@ def test_nothing_is_started_asked_or_fetched(sources: tuple[Path, list[tuple[str
     assert told["seen"] == []
     assert len(told["read"]) == sum(len(ways) for _, ways in found)
     assert not (root / "modules").exists()
+
+
+@pytest.mark.parametrize("folder", ["wallprobe", "benchmarks"])
+def test_every_call_that_could_trust_code_says_that_it_does_not(folder: str) -> None:
+    """By its own words, or by options that hold them."""
+    names = {"from_pretrained", "from_pretrained_no_processing", "boot_transformers", "from_config"}
+    found, silent = 0, []
+    for path in sorted((Path(__file__).parents[2] / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names:
+                found += 1
+                words = {word.arg: word.value for word in node.keywords}
+                said = words.get("trust_remote_code")
+                named = {ast.unparse(word.value) for word in node.keywords if word.arg is None}
+                if not (isinstance(said, ast.Constant) and said.value is False) and "options" not in named:
+                    silent.append(f"{path.name}:{node.lineno}")
+    assert found >= 3
+    assert silent == []
+    assert LOCAL["trust_remote_code"] is False
