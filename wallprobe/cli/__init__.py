@@ -16,6 +16,7 @@ from wallprobe.cli import (
     calibration,
     claims,
     collapse,
+    convert,
     equilibrium,
     evaluate,
     flow,
@@ -46,6 +47,7 @@ COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "train": train.train,
         "eval": evaluate.evaluate,
         "runs": runs.runs,
+        "convert": convert.convert,
         "interchange": interchange.interchange,
         "readout": readout.readout,
         "ablate": ablate.ablate,
@@ -77,6 +79,8 @@ COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 # Commands of several commands: in `COMMANDS` stands what makes them.
 GROUPS = MappingProxyType({"audit": audit.COMMANDS, "equilibrium": equilibrium.COMMANDS, "gallery": gallery.COMMANDS})
 
+TOLD = ("PluginWarning", "ModelCodeWarning")  # warnings of ours, one line each
+
 INTERRUPTED = 130  # 128 + SIGINT
 
 
@@ -104,7 +108,7 @@ def main() -> None:
 
     def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
         # By name: importing the class would load importlib.metadata, which --help does without.
-        return f"wallprobe: {message}\n" if category.__name__ == "PluginWarning" else usual(message, category, filename, lineno, line)
+        return f"wallprobe: {message}\n" if category.__name__ in TOLD else usual(message, category, filename, lineno, line)
 
     warnings.formatwarning = one_line
     try:
