@@ -128,7 +128,11 @@ def test_temporaries_of_the_living_stay_and_of_the_dead_go(tmp_path, dead):
     another = Owner(here.host, here.pid, here.started - 1000)  # the same number, an earlier process
     elsewhere = Owner("another-machine", 1, 1)
     kept = [named(tmp_path, here, "a", "tmp"), named(tmp_path, elsewhere, "b", "tmp")]
-    gone = [named(tmp_path, dead, "c", "tmp"), named(tmp_path, another, "d", OLD), named(tmp_path, Owner("another-machine", 2, 1), "e", "tmp")]
+    gone = [
+        named(tmp_path, dead, "c", "tmp"),
+        named(tmp_path, another, "d", OLD),
+        named(tmp_path, Owner("another-machine", 2, 1), "e", "tmp"),
+    ]
     for path in (*kept, *gone):
         path.write_bytes(b"half a file")
     strange = tmp_path / HIDDEN / "not ours"

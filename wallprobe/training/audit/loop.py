@@ -24,6 +24,7 @@ from wallprobe.rng import generator
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
 from wallprobe.store.results import Result, load_result
+from wallprobe.store.staging import sweep
 from wallprobe.store.storage import discard, ensure_directory, read_json, sha256_file, write_atomic, write_json
 from wallprobe.tasks.images import Images
 from wallprobe.training.audit.diagnostics import Series, should_stop
@@ -247,7 +248,7 @@ def audit(
     """
     source_commit()
     folder = folder_of(job, root)
-    ensure_directory(folder.parent)
+    sweep(ensure_directory(folder.parent))
     with own(folder, wait):
         if force and folder.exists():
             discard(folder)

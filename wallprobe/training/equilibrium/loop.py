@@ -25,6 +25,7 @@ from wallprobe.rng import generator
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
 from wallprobe.store.results import plain
+from wallprobe.store.staging import sweep
 from wallprobe.store.storage import discard, ensure_directory, read_json, sha256_file, write_atomic, write_json
 from wallprobe.tasks.text import Text, load_text
 from wallprobe.training.equilibrium.control import Watch, penalty, servo
@@ -292,6 +293,7 @@ def train(
     source_commit()
     store = root or runs.default_root()
     folder = store / job.run_name.folder
+    sweep(store)
     done = finished(job, root)
     if done is not None and not force:
         return done

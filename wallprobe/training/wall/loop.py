@@ -22,6 +22,7 @@ from wallprobe.errors import CheckpointError, ConfigError, DivergedError
 from wallprobe.rng import derive_seed, generator
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
+from wallprobe.store.staging import sweep
 from wallprobe.store.storage import discard, ensure_directory, exclusive, lock_path, sha256_file, write_atomic, write_json
 from wallprobe.training.wall import lean, optim
 from wallprobe.training.wall.batches import DRAW, Block, draw_block
@@ -309,6 +310,7 @@ def train(
     """
     source_commit()  # remembered now: the checkout may move on while this process trains
     folder = ensure_directory((root or runs.default_root()) / job.name.folder)
+    sweep(folder.parent)
     if not force and (folder / runs.MANIFEST).exists():
         return _finished(folder, job)
     with own(folder, wait):
