@@ -1,5 +1,10 @@
 """The one error tree. Each message says what was given, what is accepted and what to do next."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+Found = TypeVar("Found")
+
 
 class WallprobeError(Exception):
     """Bad input or a broken artefact; the CLI prints it on one line and exits with code 2."""
@@ -31,3 +36,14 @@ class DivergedError(WallprobeError):
 
 class InstrumentError(WallprobeError):
     """A measurement that would not mean what it says: an unfired hook, a patch without effect."""
+
+
+def look_up(what: str, name: str, known: Mapping[str, Found]) -> Found:
+    """What has that name.
+
+    Raises:
+        UnknownNameError: if nothing has; the message says what was looked for, and lists the names there are.
+    """
+    if name not in known:
+        raise UnknownNameError(f"no {what} named '{name}'; there are: {', '.join(known)}")
+    return known[name]

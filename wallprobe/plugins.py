@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 GROUPS = (
     "wallprobe.tasks",
@@ -55,6 +55,31 @@ def collect(group: str, unfold: Callable[[Any], Iterable[Part]]) -> list[Part]:
         ValueError: as `load_group`.
     """
     return [part for name, value in load_group(group).items() for part in _parts(group, name, value, unfold)]
+
+
+@runtime_checkable
+class Named(Protocol):
+    """What has a name."""
+
+    @property
+    def name(self) -> str:
+        """As typed."""
+
+
+NamedPart = TypeVar("NamedPart", bound=Named)
+
+
+def first_of_name(parts: Iterable[NamedPart]) -> dict[str, NamedPart]:
+    """The parts by name; of two with one name, the first."""
+    known: dict[str, NamedPart] = {}
+    for part in parts:
+        known.setdefault(part.name, part)
+    return known
+
+
+def one_or_several(wanted: type[Part]) -> Callable[[Any], Iterable[Part]]:
+    """For `collect`: a loaded object is one part, or a function that returns a mapping of them by name."""
+    return lambda value: [check_part(one, wanted) for one in ((value,) if isinstance(value, wanted) else value().values())]
 
 
 def _parts(group: str, name: str, value: Any, unfold: Callable[[Any], Iterable[Part]]) -> list[Part]:

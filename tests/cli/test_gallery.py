@@ -10,16 +10,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from wallprobe.cli import gallery
+from wallprobe import cli
 from wallprobe.store.runs import list_runs
 
 
 @pytest.fixture
 def app() -> typer.Typer:
-    made = typer.Typer()
-    gallery.register(made)
-    made.command(name="other")(lambda: None)  # typer drops the name of an only command
-    return made
+    return cli.build_app(("gallery", "runs"))  # typer drops the name of an only command
 
 
 def test_prints_the_path_and_how_many_pages(app: typer.Typer, samples: ModuleType, tmp_path: Path) -> None:

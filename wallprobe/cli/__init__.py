@@ -2,8 +2,9 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import typer
 
@@ -26,6 +27,7 @@ from wallprobe.cli import (
     maps,
     measure,
     mixing,
+    options,
     probe,
     readout,
     reproduce,
@@ -39,40 +41,41 @@ from wallprobe.cli import (
 )
 from wallprobe.errors import WallprobeError
 
-COMMANDS = MappingProxyType(
+COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
-        "train": train,
-        "eval": evaluate,
-        "runs": runs,
-        "interchange": interchange,
-        "readout": readout,
-        "ablate": ablate,
-        "rescue": rescue,
-        "attention": attention,
-        "gains": gains,
-        "scaling": scaling,
-        "flow": flow,
-        "maps": maps,
-        "rescale": rescale,
-        "geometry": geometry,
-        "temperature": temperature,
-        "calibration": calibration,
-        "probe": probe,
-        "measure": measure,
-        "audit": audit,
-        "triangulate": triangulate,
-        "lr-sweep": lr_sweep,
-        "branches": branches,
-        "mixing": mixing,
-        "collapse": collapse,
-        "equilibrium": equilibrium,
-        "claims": claims,
-        "reproduce": reproduce,
-        "gallery": gallery,
+        "train": train.train,
+        "eval": evaluate.evaluate,
+        "runs": runs.runs,
+        "interchange": interchange.interchange,
+        "readout": readout.readout,
+        "ablate": ablate.ablate,
+        "rescue": rescue.rescue,
+        "attention": attention.attention,
+        "gains": gains.gains,
+        "scaling": scaling.scaling,
+        "flow": flow.flow,
+        "maps": maps.maps,
+        "rescale": rescale.rescale,
+        "geometry": geometry.geometry,
+        "temperature": temperature.temperature,
+        "calibration": calibration.calibration,
+        "probe": probe.probe,
+        "measure": measure.measure,
+        "audit": audit.group,
+        "triangulate": triangulate.triangulate,
+        "lr-sweep": lr_sweep.lr_sweep,
+        "branches": branches.branches,
+        "mixing": mixing.mixing,
+        "collapse": collapse.collapse,
+        "equilibrium": equilibrium.group,
+        "claims": claims.claims,
+        "reproduce": reproduce.reproduce,
+        "gallery": gallery.group,
     }
 )
 
-GROUPS = MappingProxyType({"audit": audit, "equilibrium": equilibrium, "gallery": gallery})  # commands of several commands
+# Commands of several commands: in `COMMANDS` stands what makes them.
+GROUPS = MappingProxyType({"audit": audit.COMMANDS, "equilibrium": equilibrium.COMMANDS, "gallery": gallery.COMMANDS})
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -87,7 +90,10 @@ def build_app(names: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
         add_completion=len(names) > 1,
     )
     for name in names:
-        COMMANDS[name].register(app)
+        if name in GROUPS:
+            app.add_typer(COMMANDS[name](), name=name)
+        else:
+            app.command(name)(options.unfolded(COMMANDS[name]))
     return app
 
 
@@ -105,9 +111,9 @@ def main() -> None:
         if arguments and arguments[0] in COMMANDS and "--help" in arguments:
             # Within the group, typer validates the group's own options first, with pydantic: half of the time a help page takes.
             if arguments[0] in GROUPS:
-                inner = next((name for name in arguments[1:2] if name in GROUPS[arguments[0]].NAMES), None)
+                inner = next((name for name in arguments[1:2] if name in GROUPS[arguments[0]]), None)
                 prog = " ".join(["wallprobe", arguments[0], *([inner] if inner else [])])
-                GROUPS[arguments[0]].group(inner)(args=["--help"], prog_name=prog)
+                COMMANDS[arguments[0]](inner)(args=["--help"], prog_name=prog)
             build_app(arguments[:1])(args=["--help"], prog_name=f"wallprobe {arguments[0]}")
         build_app()()
     except WallprobeError as error:

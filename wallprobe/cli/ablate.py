@@ -4,59 +4,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(ablate)
-
-
 def ablate(
-    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    names: options.RunNames,
     subspace: Annotated[str, typer.Option(help="probes:a,b (of token, a, b, class), pca:8 or random:8.")] = "probes:token",
-    layer: Annotated[str, typer.Option(help="Layer, list of layers (0,3,5), or all.")] = "all",
+    layer: options.Layers = "all",
     index: Annotated[
         str | None, typer.Option(help="Index or list of indices, one at a time.", show_default="the last two supervised ones")
     ] = None,
-    site: Annotated[str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out, mlp_out or z.")] = "resid_pre",
+    site: options.Site = "resid_pre",
     method: Annotated[str, typer.Option(help="mean or zero: what the component is replaced by.")] = "mean",
     sequences: Annotated[int, typer.Option(help="Program sequences drawn.", min=10)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of sequences and random spans.")] = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 0,
+    *,
+    place: options.Place,
 ) -> None:
     """Replace the part of a run's states that lies in a subspace, and read what is left of its own answer, beside random spans."""
-    from wallprobe import models
     from wallprobe.hooks.interchange.ablation import Ablation, check
     from wallprobe.hooks.interchange.ablation import ablate as measure
     from wallprobe.hooks.interchange.single import parse_layers, parse_numbers
-    from wallprobe.store.runs import resolve_run
 
     chosen = None if index is None else parse_numbers(index, "index")
     request = Ablation(subspace, parse_layers(layer), chosen, site, method, sequences, seed)
-    place = models.pick_device(device)
-    found = [resolve_run(name, runs) for name in names]
-    for run in found:
-        run.verify()
-        check(run, request)
-    measured = []
-    with common.progress() as view:
-        for run in found:
-            bar = view.add_task(f"ablate {run.name}", total=None)
-
-            def show(done: int, total: int, bar: Any = bar) -> None:
-                view.update(bar, completed=done, total=total)
-
-            measured.append(measure(run, request, device=place, on_cell=show))
-    for result in measured:
-        result.save(results)
-    common.print_measured(measured, json, _table, _reading)
+    measured = common.measure_runs(
+        names,
+        "ablate",
+        lambda run, device, bar: measure(run, request, device=device, on_cell=lambda done, total: bar(completed=done, total=total)),
+        place,
+        check=lambda run: check(run, request),
+    )
+    common.finish_each(measured, "run", place, common.printing(_table, _reading))
 
 
 ARMS = (("", "subspace"), ("_span", "random"), ("_whole", "whole"))
@@ -64,12 +47,9 @@ ARMS = (("", "subspace"), ("_span", "random"), ("_whole", "whole"))
 
 def _table(result: "Result") -> Any:
     """A row a cell: what is left of the answer with the subspace, random spans and the whole state ablated."""
-    from rich import box
-    from rich.table import Table
-
     attrs = result.data.attrs
     title = f"{attrs['run']}, {attrs['site']}, {attrs['subspace']} {attrs['method']}-ablated: probability left to its answer"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty(title, pad_edge=False)
     for heading in ("layer", "index", "dims\n(var.)", *(f"p\n{label}" for _, label in ARMS), "right", "bits", "KL"):
         table.add_column(heading, justify="right", no_wrap=True)
     for record in result.values:

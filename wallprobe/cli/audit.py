@@ -1,53 +1,23 @@
 """`wallprobe audit`: is that alignment figure a measurement at all? Runs, a report, a campaign, and a model of your own."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import audit_tables, common
+from wallprobe.cli import audit_tables, common, options
+from wallprobe.cli.parsing import pairs, words
+from wallprobe.training.audit.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wallprobe.store.results import Result
-    from wallprobe.training.audit.diagnostics import Thresholds
     from wallprobe.training.audit.job import AuditJob
     from wallprobe.training.audit.loop import Progress
-
-Inflation = Annotated[float, typer.Option("--tau-inflation", help="(a) fires where |h_L| has grown by more than this.")]
-Growth = Annotated[str, typer.Option("--growth", help="Statistic of (a'): block_ratio, weight_delta or weight_product.")]
-GrowthLimit = Annotated[float | None, typer.Option("--tau-growth", help="(a') fires above this.", show_default="100; weight_product 1e4")]
-Floor = Annotated[float, typer.Option("--tau-floor", help="(b) fires where mean |g_L| is below this many times eps.")]
-Share = Annotated[float, typer.Option("--tau-share", help="(b') fires where more than this share of samples is below eps.")]
-Bias = Annotated[float, typer.Option("--tau-bias", help="(b') fires where clamped and exact cosine differ by more.")]
-Elasticity = Annotated[float, typer.Option("--tau-elasticity", help="(c) factor within which |h_L| |g_L| stays in a unit collapse.")]
-Patience = Annotated[int, typer.Option("--patience", help="Further epochs for which (b) or (a') must hold before an early stop.", min=0)]
-
-
-NAMES = ("run", "report", "campaign", "check")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    app.add_typer(group(), name="audit")
-
-
-def group(only: str | None = None) -> typer.Typer:
-    """The commands of the group, or one of them by itself."""
-    made = typer.Typer(
-        help="Audit a training method: what it uses as credit, against the true gradient.",
-        no_args_is_help=only is None,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
-    commands: dict[str, Callable[..., None]] = dict(zip(NAMES, (run, report, campaign, check), strict=True))
-    for name, command in commands.items():
-        if only in (None, name):
-            made.command(name)(command)
-    return made
 
 
 def run(
@@ -55,7 +25,7 @@ def run(
         str, typer.Option(help="resmlp, vit, student, bncnn; several with commas, or all; wall: a HookedTransformer.")
     ] = "resmlp",
     method: Annotated[str, typer.Option(help="bp, fa, dfa, ep, frozen, or a plugin's; several with commas.")] = "dfa",
-    seeds: Annotated[str, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = "1",
+    seeds: options.Seeds = "1",
     data: Annotated[str, typer.Option(help="digits (embedded), fashion_mnist, cifar10, synthetic; of wall, its task.")] = "digits",
     epochs: Annotated[int | None, typer.Option(help="Epochs.", show_default="the data's usual", min=1)] = None,
     batch: Annotated[int | None, typer.Option(help="Samples a step.", show_default="the data's usual", min=1)] = None,
@@ -74,64 +44,51 @@ def run(
     samples: Annotated[int | None, typer.Option(help="Training samples of an epoch.", show_default="all", min=1)] = None,
     option: Annotated[list[str] | None, typer.Option(help="Of the method: beta=0.01, steps=50, gamma=0.3 (ep), fa_ln=true (fa).")] = None,
     stop_on: Annotated[str | None, typer.Option(help="degenerate: stop where (b) or (a') goes on holding.")] = None,
-    inflation: Inflation = 100.0,
-    growth: Growth = "block_ratio",
-    growth_limit: GrowthLimit = None,
-    floor: Floor = 10.0,
-    share: Share = 0.05,
-    bias: Bias = 0.01,
-    elasticity: Elasticity = 30.0,
-    patience: Patience = 1,
+    *,
+    limits: Thresholds,
+    patience: Annotated[
+        int, typer.Option(help="Further epochs for which (b) or (a') must hold before an early stop.", min=0)
+    ] = Thresholds.patience,
     baseline: Annotated[bool, typer.Option("--baseline/--no-baseline", help="Also train the frozen-blocks baseline of each seed.")] = True,
-    jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there of these runs.")] = False,
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    jobs: options.Jobs = None,
+    force: options.Force = False,
+    stores: options.Stores,
 ) -> None:
     """Train by a method and audit it epoch by epoch; run the same command again to go on after an interruption."""
     from wallprobe.training.audit.job import make_job
     from wallprobe.training.engines.sweep import parse_seeds
     from wallprobe.training.estimators.nets import NETS, Sizes
 
-    limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, patience)
+    limits = replace(limits, patience=patience)
     sizes = Sizes(width, depth, mlp_ratio, patch, heads, terminal_ln=terminal_ln, broadcast=broadcast)
     given: dict[str, Any] = {"epochs": epochs, "batch": batch, "lr": lr, "label_noise": label_noise, "samples": samples}
-    given |= {"penalty": norm_penalty, "sizes": sizes, "options": _options(option or []), "stop": stop_on}
+    given |= {"penalty": norm_penalty, "sizes": sizes, "options": pairs(option or []), "stop": stop_on}
     given |= {"thresholds": limits} if stop_on else {}
     wanted = [
         make_job(one, which, data, seed, **given)
-        for one in _listed(arch, tuple(NETS))
+        for one in words(arch, tuple(NETS))
         for seed in parse_seeds(seeds)
-        for which in _listed(method)
+        for which in words(method)
     ]
-    complete(wanted, runs, baseline=baseline, workers=jobs, force=force)
-    _show(wanted, limits, runs, results, json=json, subject=f"{arch} {method} {data}")
+    complete(wanted, stores.runs, baseline=baseline, workers=jobs, force=force)
+    _show(wanted, limits, stores, subject=f"{arch} {method} {data}")
 
 
 def campaign(
-    seeds: Annotated[str, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = "3",
+    seeds: options.Seeds = "3",
     data: Annotated[str, typer.Option(help="fashion_mnist, digits, cifar10 or synthetic.")] = "fashion_mnist",
-    inflation: Inflation = 100.0,
-    growth: Growth = "block_ratio",
-    growth_limit: GrowthLimit = None,
-    floor: Floor = 10.0,
-    share: Share = 0.05,
-    bias: Bias = 0.01,
-    elasticity: Elasticity = 30.0,
-    jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    *,
+    limits: Thresholds,
+    jobs: options.Jobs = None,
+    stores: options.Stores,
 ) -> None:
     """Four architectures by bp, fa, dfa and frozen blocks, on every seed; killed anywhere, the same command goes on."""
     from wallprobe.training.audit import campaign as plan
     from wallprobe.training.engines.sweep import parse_seeds
 
-    limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, 1)
     wanted = plan.campaign(parse_seeds(seeds), data)
-    complete(wanted, runs, baseline=False, workers=jobs, force=False)
-    _show(wanted, limits, runs, results, json=json, subject=f"campaign {data}")
+    complete(wanted, stores.runs, baseline=False, workers=jobs, force=False)
+    _show(wanted, limits, stores, subject=f"campaign {data}")
 
 
 def check(
@@ -140,25 +97,17 @@ def check(
     ],
     method: Annotated[str | None, typer.Option(help="Whose credits, for a run such as c0: dfa, fa or bp.", show_default="dfa")] = None,
     samples: Annotated[int, typer.Option(help="Samples to look at.", min=2)] = 1024,
-    inflation: Inflation = 100.0,
-    growth: Growth = "block_ratio",
-    growth_limit: GrowthLimit = None,
-    floor: Floor = 10.0,
-    share: Share = 0.05,
-    bias: Bias = 0.01,
-    elasticity: Elasticity = 30.0,
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    *,
+    limits: Thresholds,
+    stores: options.Stores,
 ) -> None:
     """Audit a torch model of your own, or a finished audit run, as it stands (see docs/audit.md for the adapter)."""
     from wallprobe.hooks.audit import check as instrument
     from wallprobe.training.audit.quantities import Lens
 
-    limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, 1)
-    result = instrument.check(instrument.load_subject(source, runs, method), limits, Lens(samples=samples))
-    result.save(results)
-    if json:
+    result = instrument.check(instrument.load_subject(source, stores.runs, method), limits, Lens(samples=samples))
+    result.save(stores.results)
+    if stores.json:
         common.print_json(result.to_json())
     else:
         audit_tables.show([result], result)
@@ -168,23 +117,15 @@ def report(
     data: Annotated[str | None, typer.Option(help="Only of these data.")] = None,
     arch: Annotated[str | None, typer.Option(help="Only of these architectures.")] = None,
     method: Annotated[str | None, typer.Option(help="Only of these methods.")] = None,
-    inflation: Inflation = 100.0,
-    growth: Growth = "block_ratio",
-    growth_limit: GrowthLimit = None,
-    floor: Floor = 10.0,
-    share: Share = 0.05,
-    bias: Bias = 0.01,
-    elasticity: Elasticity = 30.0,
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    *,
+    limits: Thresholds,
+    stores: options.Stores,
 ) -> None:
     """Every stored audit side by side, judged by these thresholds. Trains nothing."""
     from wallprobe.errors import UnknownNameError
     from wallprobe.training.audit.campaign import stored
 
-    limits = _limits(inflation, growth, growth_limit, floor, share, bias, elasticity, 1)
-    found, damaged = stored(runs)
+    found, damaged = stored(stores.runs)
     for line in damaged:
         common.err().print(f"left out: {line}", soft_wrap=True, markup=False)
     chosen = {"data": data, "arch": arch, "method": method}
@@ -192,47 +133,16 @@ def report(
     if not wanted:
         raise UnknownNameError("no finished audit of that kind; make one first: wallprobe audit run --arch resmlp --method dfa --seeds 3")
     named = " ".join(f"{text}" for text in chosen.values() if text)
-    _show(wanted, limits, runs, results, json=json, subject=f"report {named}".strip())
+    _show(wanted, limits, stores, subject=f"report {named}".strip())
 
 
-def _limits(
-    inflation: float, growth: str, limit: float | None, floor: float, share: float, bias: float, elasticity: float, patience: int
-) -> "Thresholds":
-    from wallprobe.training.audit.diagnostics import Thresholds
-
-    return Thresholds(inflation, growth, limit, floor, share, bias, elasticity, patience=patience)
+COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType({"run": run, "report": report, "campaign": campaign, "check": check})
 
 
-def _listed(text: str, known: tuple[str, ...] | None = None) -> list[str]:
-    """Names between commas; "all" for all that are known."""
-    if known and text == "all":
-        return list(known)
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-
-
-def _options(given: list[str]) -> tuple[tuple[str, Any], ...]:
-    """`key=value` pairs, numbers as numbers.
-
-    Raises:
-        ConfigError: for one that is no pair.
-    """
-    from wallprobe.errors import ConfigError
-
-    found = []
-    for pair in given:
-        key, sign, text = pair.partition("=")
-        if not (key and sign and text):
-            raise ConfigError(f"--option '{pair}' is no key=value, such as beta=0.01")
-        found.append((key, _number(text)))
-    return tuple(sorted(found))
-
-
-def _number(text: str) -> int | float | str:
-    """An integer, else a float, else the text."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
+def group(only: str | None = None) -> typer.Typer:
+    """The commands of the group, or one of them by itself."""
+    told = "Audit a training method: what it uses as credit, against the true gradient."
+    return common.group(COMMANDS, only, help=told, no_args_is_help=only is None)
 
 
 def complete(wanted: "Sequence[AuditJob]", root: Path | None, *, baseline: bool, workers: int | None, force: bool) -> None:
@@ -248,10 +158,10 @@ def complete(wanted: "Sequence[AuditJob]", root: Path | None, *, baseline: bool,
 
         def follow(told: "Progress") -> None:
             before[told.job.name] = told.epoch
-            words = f"{told.job.label} epoch {told.epoch}  loss {told.loss:.3f}  accuracy {told.accuracy:.3f}"
-            view.update(bar, completed=sum(before.values()), description=words)
+            said = f"{told.job.label} epoch {told.epoch}  loss {told.loss:.3f}  accuracy {told.accuracy:.3f}"
+            view.update(bar, completed=sum(before.values()), description=said)
             if not view.console.is_terminal and told.epoch == told.job.epochs:
-                view.console.print(words, soft_wrap=True, markup=False)
+                view.console.print(said, soft_wrap=True, markup=False)
 
         failures = run_all(todo, root, workers=workers, force=force, on_progress=follow)
     for failure in failures:
@@ -260,7 +170,7 @@ def complete(wanted: "Sequence[AuditJob]", root: Path | None, *, baseline: bool,
         raise typer.Exit(2)
 
 
-def _show(wanted: "Sequence[AuditJob]", limits: "Thresholds", root: Path | None, store: Path | None, *, json: bool, subject: str) -> None:
+def _show(wanted: "Sequence[AuditJob]", limits: Thresholds, stores: options.Stores, subject: str) -> None:
     """Judge, store one Result of them all, and print."""
     from wallprobe.store.manifest import Stopwatch, provenance
     from wallprobe.training.audit.campaign import judge_with_baseline
@@ -270,16 +180,16 @@ def _show(wanted: "Sequence[AuditJob]", limits: "Thresholds", root: Path | None,
     watch = Stopwatch()
     judged: list[Result] = []
     for job in wanted:
-        done = finished(job, root)
+        done = finished(job, stores.runs)
         assert done is not None
-        judged.append(judge_with_baseline(job, done, limits, root))
+        judged.append(judge_with_baseline(job, done, limits, stores.runs))
     config = {"runs": [job.name for job in wanted], "thresholds": limits.config()}
     manifest = provenance(
         config=config, device="cpu", dtype="norms and cosines float64", watch=watch, seeds=sorted({job.seed for job in wanted})
     )
     whole = combine(judged, subject, manifest)
-    whole.save(store)
-    if json:
+    whole.save(stores.results)
+    if stores.json:
         common.print_json(common.together(judged, "run") if len(judged) == 1 else _several(judged, whole))
         return
     audit_tables.show(judged, whole)

@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from wallprobe.cli import common, diagnosing
+from wallprobe.cli import diagnosing, options
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -22,44 +20,17 @@ COLUMNS = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(branches)
-
-
-def branches(
-    models: diagnosing.Models,
-    prompts: diagnosing.Prompts = None,
-    text: diagnosing.Text = None,
-    batches: diagnosing.Batches = 4,
-    size: diagnosing.Size = None,
-    length: diagnosing.Length = None,
-    seed: diagnosing.Seed = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
-) -> None:
+def branches(models: options.Checkpoints, *, sample: options.Sample, place: options.Place) -> None:
     """How much do attention and MLP add to the stream they read, how large are their weights, how spread out is attention?"""
     from wallprobe.hooks.diagnostics import branches as instrument
     from wallprobe.store.manifest import Stopwatch
 
-    watch, want = Stopwatch(), diagnosing.wanted(prompts, text, batches, size, length, seed)
-    pairs = diagnosing.each(
-        models, "branches", want, lambda found, follow: (found, instrument.measure(found, follow)), device=device, runs=runs
-    )
+    watch, want = Stopwatch(), sample.wanted()
+    pairs = diagnosing.each(models, "branches", want, lambda found, follow: (found, instrument.measure(found, follow)), place)
     subjects, measured = [found for found, _ in pairs], [figures for _, figures in pairs]
-    result = instrument.report(subjects, measured, watch, seed=seed)
-    result.save(results)
+    result = instrument.report(subjects, measured, watch, seed=sample.seed)
     summaries = [instrument.summary_of(found, figures) for found, figures in pairs]
-    if json:
-        common.print_json(result.to_json() | ({"summary": summaries} if len(pairs) > 1 else {}))
-        return
-    out = common.out()
-    out.print(_table(result))
-    for summary in summaries:
-        out.print(summary["finding"], style="bold", soft_wrap=True, markup=False)
-    out.print("[dim]see it: wallprobe gallery --open[/dim]")
+    diagnosing.finish(result, summaries, place, map(_table, [result]))
 
 
 def _table(result: "Result") -> Any:

@@ -4,26 +4,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(calibration)
-
-
 def calibration(
-    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    names: options.RunNames,
     bins: Annotated[int, typer.Option(help="Equal bins of confidence.", min=2)] = 10,
-    sequences: Annotated[int, typer.Option(help="Fresh sequences to measure on.", min=2)] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of those sequences.")] = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    sequences: options.Sequences = 2000,
+    seed: options.Seed = 0,
+    *,
+    place: options.Place,
 ) -> None:
     """Calibration beside correctness: what agreement in entropy cannot see."""
     from wallprobe.hooks.wall import calibration as instrument
@@ -31,12 +25,11 @@ def calibration(
     measured = common.measure_runs(
         names,
         "calibration",
-        lambda run, place: instrument.calibration(run, bins=bins, sequences=sequences, seed=seed, device=place),
-        device=device,
-        runs=runs,
-        results=results,
+        lambda run, device, bar: instrument.calibration(run, bins=bins, sequences=sequences, seed=seed, device=device),
+        place,
     )
-    common.print_measured(measured, json, _reliability, above=() if json else [_table(measured)])
+    above = [] if place.json else [_table(measured)]
+    common.finish_each(measured, "run", place, common.printing(_reliability), above=above)
 
 
 ROWS = {
@@ -59,11 +52,8 @@ def _figure(value: float) -> str:
 
 def _table(measured: "list[Result]") -> Any:
     """Figures down; for each run the supervised and the unsupervised side; last, the exact answer with its tokens moved by one."""
-    from rich import box
-    from rich.table import Table
-
     title = "Calibration and correctness (supervised | unsupervised positions)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     table.add_column("", no_wrap=True)
     for result in measured:
         table.add_column(str(result.summary["run"]), justify="right")
@@ -77,11 +67,8 @@ def _table(measured: "list[Result]") -> Any:
 
 def _reliability(result: "Result") -> Any:
     """The unsupervised side's reliability diagram, empty bins left out."""
-    from rich import box
-    from rich.table import Table
-
     title = f"{result.summary['run']}, unsupervised positions, by confidence"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     for head in ("bin", "share", "confidence", "due", "right", "Bayes-best mass", "due"):
         table.add_column(head, justify="right", no_wrap=True)
     at, width = result.data.sel(side="unsupervised"), 0.5 / result.data.sizes["bin"]

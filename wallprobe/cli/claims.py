@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,30 +17,24 @@ if TYPE_CHECKING:
 COLORS = {"reproduced": "green", "not reproduced": "red", "not measured": "dim"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(claims)
-
-
 def claims(
     area: Annotated[str, typer.Argument(help="Whose claims: wall, gains, audit or equilibrium.", metavar="AREA")],
     preset: Annotated[str | None, typer.Option(help="Recipe of the runs to judge by.", show_default="the area's")] = None,
     verdict: Annotated[
         str | None, typer.Option(help="Show only these: reproduced, 'not reproduced' or 'not measured'.", show_default="all")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown page.")] = False,
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    markdown: options.Markdown = False,
+    *,
+    stores: options.Stores,
 ) -> None:
     """Hold published claims to what was measured: local runs, and the bundled ones they do not shadow. Trains nothing."""
     from wallprobe.claims.ledger.claim import get_area, judge_all
 
     wanted = parse_verdict(verdict)
     chosen = get_area(area)
-    measurements = chosen.read(preset or chosen.preset, results if chosen.from_results else runs)
+    measurements = chosen.read(preset or chosen.preset, stores.results if chosen.from_results else stores.runs)
     verdicts = judge_all(chosen, measurements)
-    show(chosen, measurements, verdicts, results=results, wanted=wanted, markdown=markdown, json=json)
+    show(chosen, measurements, verdicts, stores, wanted=wanted, markdown=markdown)
 
 
 def parse_verdict(text: str | None) -> str | None:
@@ -60,19 +55,18 @@ def show(
     area: "Area",
     measurements: "Measurements",
     verdicts: "Sequence[Verdict]",
+    stores: options.Stores,
     *,
-    results: Any,
-    wanted: str | None,
+    wanted: str | None = None,
     markdown: bool,
-    json: bool,
 ) -> None:
     """Store the ledger and print it: as JSON, as Markdown, or as tables with what did not reproduce in words."""
     from wallprobe.claims.ledger import record
 
     result = record.make_result(area, measurements, verdicts)
-    stored = result.save(results)
+    stored = result.save(stores.results)
     shown = [item for item in verdicts if wanted in (None, item.verdict)]
-    if json:
+    if stores.json:
         told = result.to_json()
         kept = {item.claim.id for item in shown}
         common.print_json(told | {"values": [row for row in told["values"] if row["id"] in kept]})
@@ -104,16 +98,14 @@ def _print(area: "Area", measurements: "Measurements", verdicts: "Sequence[Verdi
 
 
 def _table(area: "Area", topic: str, items: "Sequence[Verdict]") -> Any:
-    """One topic: the claim and its id, the seed's figure, ours with its interval, the verdict."""
-    from rich import box
+    """One topic: the claim and its id, the published figure, ours with its interval, the verdict."""
     from rich.markup import escape
-    from rich.table import Table
 
     from wallprobe.claims.ledger import record
 
-    table = Table(title=topic, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False)
+    table = empty(topic)
     table.add_column("claim", ratio=1)
-    table.add_column("seed", justify="right", min_width=6)
+    table.add_column("published", justify="right", min_width=9)
     table.add_column("measured", justify="right", min_width=8)
     table.add_column("verdict", min_width=8)
     for item in items:
@@ -125,5 +117,5 @@ def _table(area: "Area", topic: str, items: "Sequence[Verdict]") -> Any:
         note = f"\n[dim]{escape(item.note)}[/dim]" if item.note else ""
         claim = f"{escape(item.claim.statement)}\n[dim]{record.short_id(area, item)} ({item.claim.kind})[/dim]{note}"
         doubt = "\n[dim]unsettled[/dim]" if item.settled is False else ""
-        table.add_row(claim, record.seed_text(item).replace(" to ", "\nto "), measured, f"[{color}]{item.verdict}[/{color}]{doubt}")
+        table.add_row(claim, record.published_text(item).replace(" to ", "\nto "), measured, f"[{color}]{item.verdict}[/{color}]{doubt}")
     return table

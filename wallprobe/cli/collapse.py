@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, diagnosing
+from wallprobe.cli import common, diagnosing, options
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -12,44 +12,26 @@ if TYPE_CHECKING:
 FORMS = {"cos": "+.4f", "k": ".3g", "cos_kept": "+.4f", "dropped": ".0f", "amp": ".1e", "lin": ".1e", "outlier": ".3g"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(collapse)
-
-
 def collapse(
     models: Annotated[list[str], typer.Argument(help="Equilibrium runs or snapshots of one.", metavar="RUN...")],
     radii: Annotated[str, typer.Option(help="Of the nudge, commas between.")] = "0.002,0.02,0.05,0.1,0.2,0.5,1",
     steps: Annotated[int | None, typer.Option(help="Of the nudged phase.", show_default="four times the model's", min=1)] = None,
-    size: diagnosing.Size = None,
-    seed: diagnosing.Seed = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    *,
+    sample: options.OwnBatch,
+    place: options.Place,
 ) -> None:
     """Nudge an equilibrium harder and harder: when does a sequence or two carry the whole estimate away?"""
     from wallprobe.hooks.diagnostics import collapse as instrument
 
-    chosen, want = diagnosing.numbers(radii, "radii"), diagnosing.wanted(None, None, 1, size, None, seed)
+    chosen, want = diagnosing.numbers(radii, "radii"), sample.wanted()
     measured = diagnosing.each(
         models,
         "collapse",
         want,
         lambda found, follow: instrument.collapse(found, radii=chosen, steps=steps, on_progress=follow),
-        device=device,
-        runs=runs,
+        place,
     )
-    for result in measured:
-        result.save(results)
-    if json:
-        common.print_json(common.together(measured, "ckpt"))
-        return
-    out = common.out()
-    for result in measured:
-        out.print(_table(result))
-        out.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True, markup=False)
-    out.print("[dim]see it: wallprobe gallery --open[/dim]")
+    common.finish_each(measured, "ckpt", place, common.printing(_table), see="it")
 
 
 def _table(result: "Result") -> Any:

@@ -1,13 +1,15 @@
-"""What every command shares: options, printing, and the one place where --json leaves."""
+"""What commands share: measuring runs, storing, printing, and the one place where --json leaves."""
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from wallprobe.cli import options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,11 +17,6 @@ if TYPE_CHECKING:
 
     from wallprobe.store.results import Result
     from wallprobe.store.runs import Run
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else there.")]
-Runs = Annotated[Path | None, typer.Option("--runs", envvar="WALLPROBE_RUNS", help="Run store.", show_default="./runs")]
-Results = Annotated[Path | None, typer.Option("--results", envvar="WALLPROBE_RESULTS", help="Result store.", show_default="./results")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 
 def out() -> "Console":
@@ -52,62 +49,101 @@ def progress() -> "Iterator[Progress]":
         yield view
 
 
-def show(view: "Progress", bar: "TaskID", done: int, total: int) -> None:
-    """Set a bar of a progress view."""
-    view.update(bar, completed=done, total=total)
+def follower(view: "Progress", bar: "TaskID") -> Callable[[int, int], None]:
+    """What an instrument tells (done, in all)."""
+    return lambda done, total: view.update(bar, completed=done, total=total)
+
+
+def group(commands: Mapping[str, Callable[..., None]], only: str | None, **settings: Any) -> typer.Typer:
+    """A command of these commands, or of one of them alone; `settings` are typer's."""
+    made = typer.Typer(add_completion=False, pretty_exceptions_enable=False, **settings)
+    for name, command in commands.items():
+        if only in (None, name):
+            made.command(name)(options.unfolded(command))
+    return made
 
 
 def measure_runs(
     names: Sequence[str],
     what: str,
-    measure: "Callable[[Run, str], Result]",
-    *,
-    device: str,
-    runs: Path | None,
-    results: Path | None,
+    measure: "Callable[[Run, str, Callable[..., None]], Result]",
+    place: options.Place,
+    check: "Callable[[Run], Any]" = lambda run: None,
 ) -> "list[Result]":
-    """Measure runs one by one, with progress, and store the Results once all are there.
+    """Measure runs one by one, a progress bar each.
 
     Args:
         names: as typed.
         what: the instrument's name, for the progress view.
-        measure: from a run and a torch device.
-        device: as typed.
-        runs: run store.
-        results: Result store.
+        measure: from a run, a torch device and what changes the run's bar (`completed`, `total`, `description`).
+        place: where the runs are.
+        check: refuses a run before the first is measured.
     """
-    from wallprobe import models
     from wallprobe.store.runs import resolve_run
 
-    place = models.pick_device(device)
-    found = [resolve_run(name, runs) for name in names]
+    device = place.pick()
+    found = [resolve_run(name, place.runs) for name in names]
     for run in found:
         run.verify()
+        check(run)
     measured = []
     with progress() as view:
-        bar = view.add_task(what, total=len(found))
         for run in found:
-            view.update(bar, description=f"{what} {run.name}")
-            measured.append(measure(run, place))
-            view.advance(bar)
-    for result in measured:
-        result.save(results)
+            bar = view.add_task(f"{what} {run.name}", total=None)
+            measured.append(measure(run, device, partial(view.update, bar)))
+            view.update(bar, total=1, completed=1)
     return measured
 
 
-def print_measured(measured: "Sequence[Result]", json: bool, *tables: "Callable[[Result], Any]", above: "Sequence[Any]" = ()) -> None:
-    """What a command that measures runs prints: one JSON object, or what stands `above`, then each Result's tables and finding."""
-    if json:
-        print_json(together(measured, "run"))
+def finish(result: "Result", stores: options.Stores, tell: "Callable[[Console, Result], None]") -> None:
+    """Store one Result; then print one JSON object, or what `tell` prints, the finding, and where it is."""
+    stored = result.save(stores.results)
+    if stores.json:
+        print_json(result.to_json())
+        return
+    console = out()
+    tell(console, result)
+    console.print(f"\n{result.summary['finding']}", style="bold", soft_wrap=True, markup=False)
+    console.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
+
+
+def finish_each(
+    measured: "Sequence[Result]",
+    column: str,
+    stores: options.Stores,
+    tell: "Callable[[Console, Result], None]",
+    *,
+    above: Sequence[Any] = (),
+    see: str = "them",
+) -> None:
+    """Store Results of one kind; then print one JSON object (see `together`), or what is `above`, what `tell` prints of each, findings."""
+    for result in measured:
+        result.save(stores.results)
+    if stores.json:
+        print_json(together(measured, column))
         return
     console = out()
     for table in above:
         console.print(table)
     for result in measured:
+        tell(console, result)
+        if "finding" in result.summary:
+            console.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True, markup=False)
+    console.print(f"[dim]see {see}: wallprobe gallery --open[/dim]")
+
+
+def printing(*tables: "Callable[[Result], Any]") -> "Callable[[Console, Result], None]":
+    """What prints these tables of a Result; a tuple is a table and lines below it."""
+
+    def tell(console: "Console", result: "Result") -> None:
         for make in tables:
-            console.print(make(result))
-        console.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True)
-    console.print("[dim]see them: wallprobe gallery --open[/dim]")
+            told = make(result)
+            drawn, *lines = told if isinstance(told, tuple) else (told,)
+            console.print(drawn)
+            for line in lines:
+                console.print(line, soft_wrap=True, markup=False)
+
+    return tell
 
 
 def together(results: "Sequence[Result]", column: str) -> dict[str, Any]:

@@ -1,40 +1,16 @@
-"""What the four diagnostics share: their options, and loading one model after another."""
+"""What the diagnostics share: loading one model after another, and how their figures are printed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
-
-from wallprobe.cli import common, reading
+from wallprobe.cli import common, options, reading
 
 if TYPE_CHECKING:
     from wallprobe.hooks.attach.subjects import Subject, Wanted
-
-Models = Annotated[
-    list[str], typer.Argument(help="Run names or folders, hub ids, local folders or .gguf files; a table row each.", metavar="MODEL...")
-]
-Prompts = Annotated[str | None, typer.Option("--prompts", help="mixed (default), seed4, a .txt, .jsonl or .csv file. Not for runs.")]
-Text = Annotated[str | None, typer.Option("--text", help="Cut windows from this text file instead. Not for runs.")]
-Batches = Annotated[int, typer.Option("--batches", help="Batches to estimate on.")]
-Size = Annotated[int | None, typer.Option("--size", help="Sequences a batch.", show_default="32 of a task, 4 windows, all prompts")]
-Length = Annotated[int | None, typer.Option("--length", help="Tokens of a window of text.", show_default="64")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of batches and of whatever an estimator draws.")]
+    from wallprobe.store.results import Result
 
 Made = TypeVar("Made")
-
-
-def wanted(prompts: str | None, text: str | None, batches: int, size: int | None, length: int | None, seed: int) -> "Wanted":
-    """The options as one value; a file that is not there is told before a model is loaded."""
-    from wallprobe.hooks.attach.prompt_texts import read_texts
-    from wallprobe.hooks.attach.subjects import Wanted, read_text
-
-    made = Wanted(batches, size, length, prompts, text, seed=seed)
-    if text is not None:
-        read_text(text)
-    if prompts is not None:
-        read_texts(prompts)
-    return made
 
 
 def each(
@@ -42,29 +18,41 @@ def each(
     what: str,
     want: "Wanted",
     measure: "Callable[[Subject, Callable[[int, int], None]], Made]",
-    *,
-    device: str,
-    runs: Path | None,
+    place: options.Place,
 ) -> list[Made]:
     """What `measure` says of every model in turn, under one progress view; a model is dropped before the next is loaded."""
     from wallprobe import models as loading
     from wallprobe.hooks.attach.subjects import subject
     from wallprobe.store.runs import find_run
 
-    place = loading.pick_device(device)
+    device = place.pick()
     for name in models:  # a misspelt run is told before the first is measured
         if not ("/" in name or Path(name).is_dir() or name.endswith(".gguf") or name.partition("@")[0] in loading.OWNERLESS):
-            find_run(name, runs)
+            find_run(name, place.runs)
     made = []
     with common.progress() as view:
         for name in models:
             short = reading.short_name(name)
             bar = view.add_task(f"load {short}", total=None)
-            found = subject(loading.load(name, place, runs), want)
+            found = subject(loading.load(name, device, place.runs), want)
             view.update(bar, description=f"{what} {short}", completed=0)
-            made.append(measure(found, reading.follower(view, bar)))
+            made.append(measure(found, common.follower(view, bar)))
             del found
     return made
+
+
+def finish(result: "Result", summaries: Sequence[dict[str, Any]], stores: options.Stores, shown: Iterable[Any]) -> None:
+    """Store the Result of all models; then print one JSON object, or what is shown (tables, and lines of text) and each finding."""
+    result.save(stores.results)
+    if stores.json:
+        common.print_json(result.to_json() | ({"summary": summaries} if len(summaries) > 1 else {}))
+        return
+    console = common.out()
+    for part in shown:
+        console.print(part, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
+    for summary in summaries:
+        console.print(summary["finding"], style="bold", soft_wrap=True, markup=False)
+    console.print("[dim]see it: wallprobe gallery --open[/dim]")
 
 
 def figure(value: float | None, form: str = "+.3f") -> str:

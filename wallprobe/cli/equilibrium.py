@@ -1,50 +1,34 @@
 """`wallprobe equilibrium`: train equilibrium models, and the experiments about their training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, equilibrium_tables
+from wallprobe.cli import common, equilibrium_tables, options
+from wallprobe.cli.parsing import pairs, words
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
     from wallprobe.training.equilibrium.job import Recipe
 
 Preset = Annotated[str, typer.Option("--preset", help="tiny (seconds), demo (minutes on a laptop) or seed (the published scale).")]
-Seed = Annotated[int, typer.Option(help="Of initialisation and every draw.")]
-TextFile = Annotated[Path | None, typer.Option("--text", help="A UTF-8 file to train on.", show_default="the embedded Genesis")]
-Dataset = Annotated[str | None, typer.Option(help="tinystories, through the hub. Not beside --text.", show_default="none")]
-Tokenizer = Annotated[str | None, typer.Option(help="characters or bpe.", show_default="the preset's")]
-Vocabulary = Annotated[int | None, typer.Option(help="Pieces of BPE.", show_default="the preset's", min=2)]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps instead of the preset's.", min=1)]
-Jobs = Annotated[int | None, typer.Option(help="Trainings at once.", show_default="one a core", min=1)]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there of these runs.")]
-
-NAMES = ("train", "matched", "gate", "grid", "campaign")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    app.add_typer(group(), name="equilibrium")
+@dataclass(frozen=True)
+class Reading:
+    """What to train on."""
 
-
-def group(only: str | None = None) -> typer.Typer:
-    """The commands of the group, or one of them by itself."""
-    made = typer.Typer(
-        help="A transformer block run to its fixed point: train it by any estimator, and ask why it stops where it does.",
-        no_args_is_help=only is None,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
-    commands: dict[str, Callable[..., None]] = dict(zip(NAMES, (train, matched, gate, grid, campaign), strict=True))
-    for name, command in commands.items():
-        if only in (None, name):
-            made.command(name)(command)
-    return made
+    text: Annotated[Path | None, typer.Option("--text", help="A UTF-8 file to train on.", show_default="the embedded Genesis")] = None
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="tinystories, through the hub. Not beside --text.", show_default="none")
+    ] = None
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="characters or bpe.", show_default="the preset's")] = None
+    vocabulary: Annotated[int | None, typer.Option("--vocabulary", help="Pieces of BPE.", show_default="the preset's", min=2)] = None
 
 
 def train(
@@ -53,84 +37,71 @@ def train(
     ] = "ep",
     preset: Preset = "demo",
     name: Annotated[str | None, typer.Option(help="Of the run.", show_default="eq-PRESET-METHOD")] = None,
-    seed: Seed = 42,
-    steps: Steps = None,
+    seed: options.Seed = 42,
+    steps: options.Steps = None,
     option: Annotated[list[str] | None, typer.Option(help="Of the estimator: r=auto, r=0.01, steps=32.")] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the recipe: lr=1e-3, batch=8, d_model=128, floor=0, most=8, gate=0.001.")
     ] = None,
     snapshots: Annotated[str | None, typer.Option(help="Steps whose state becomes a run of its own: 0,50,200.")] = None,
     warm: Annotated[str | None, typer.Option(help="An equilibrium run or snapshot to go on from.")] = None,
-    text: TextFile = None,
-    dataset: Dataset = None,
-    tokenizer: Tokenizer = None,
-    vocabulary: Vocabulary = None,
-    force: Force = False,
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    *,
+    reading: Reading,
+    force: options.Force = False,
+    stores: options.Stores,
 ) -> None:
     """Train one model; run the same command again to go on after an interruption, to the same bytes."""
-    from wallprobe.cli.audit import _options
     from wallprobe.training.equilibrium import experiments, record, work
 
-    recipe = _recipe(preset, text, dataset, tokenizer, vocabulary, steps)
+    recipe = _recipe(preset, reading, steps)
     if snapshots is not None:
         recipe = replace(recipe, snapshots=_integers(snapshots))
     job = experiments.job(preset, method, seed=seed, recipe=recipe)
-    fields = dict(_options(change or []))
-    job = replace(job.changed(name or job.name, warm=warm, **_known(fields)), options=_options(option or []))
+    fields = dict(pairs(change or []))
+    job = replace(job.changed(name or job.name, warm=warm, **_known(fields)), options=pairs(option or []))
     with _bars() as told:
-        (run,) = work.train_all([job], runs, force=force, on_progress=told)
-    _print(record.training_result(job, run), results, json, equilibrium_tables.log)
+        (run,) = work.train_all([job], stores.runs, force=force, on_progress=told)
+    _print(record.training_result(job, run), stores, equilibrium_tables.log)
 
 
 def matched(
     preset: Preset = "demo",
     arms: Annotated[str, typer.Option(help="Between commas: ep, bptt, bp, or estimators.")] = "ep,bptt,bp",
-    seed: Seed = 42,
-    steps: Steps = None,
-    text: TextFile = None,
-    dataset: Dataset = None,
-    tokenizer: Tokenizer = None,
-    vocabulary: Vocabulary = None,
-    jobs: Jobs = None,
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 42,
+    steps: options.Steps = None,
+    *,
+    reading: Reading,
+    jobs: options.Jobs = None,
+    stores: options.Stores,
 ) -> None:
     """One recipe, the task's gradient by several rules: is it the architecture, or the rule?"""
     from wallprobe.training.equilibrium import experiments
 
-    recipe = _recipe(preset, text, dataset, tokenizer, vocabulary, steps)
-    wanted = [experiments.job(preset, arm, seed=seed, recipe=recipe) for arm in _words(arms)]
+    recipe = _recipe(preset, reading, steps)
+    wanted = [experiments.job(preset, arm, seed=seed, recipe=recipe) for arm in words(arms)]
     with _bars() as told:
-        result = experiments.matched(wanted, runs, workers=jobs, on_progress=told)
-    _print(result, results, json, equilibrium_tables.matched)
+        result = experiments.matched(wanted, stores.runs, workers=jobs, on_progress=told)
+    _print(result, stores, equilibrium_tables.matched)
 
 
 def gate(
     preset: Preset = "demo",
-    seed: Seed = 42,
-    text: TextFile = None,
-    dataset: Dataset = None,
-    tokenizer: Tokenizer = None,
-    vocabulary: Vocabulary = None,
-    jobs: Jobs = None,
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 42,
+    *,
+    reading: Reading,
+    jobs: options.Jobs = None,
+    stores: options.Stores,
 ) -> None:
     """Warm-up against the validity gate: three ways to begin, and when each is first allowed to learn."""
     from wallprobe.training.equilibrium import experiments
 
     settings = experiments.gate_settings(preset)
-    spec = _recipe(preset, text, dataset, tokenizer, vocabulary, None).text
+    spec = _recipe(preset, reading).text
     settings = replace(settings, recipe=replace(settings.recipe, text=spec))
     with _bars() as told:
         wanted = experiments.gate_jobs(settings, f"eq-{preset}", seed)
-        result = experiments.gate_study(wanted, runs, workers=jobs, on_progress=told)
-    _print(result, results, json, equilibrium_tables.gate)
+        result = experiments.gate_study(wanted, stores.runs, workers=jobs, on_progress=told)
+    _print(result, stores, equilibrium_tables.gate)
 
 
 def grid(
@@ -142,49 +113,41 @@ def grid(
     mode: Annotated[str, typer.Option(help="ofat (one thing at a time) or full.")] = "ofat",
     steps: Annotated[int | None, typer.Option(help="Steps of each training.", show_default="80; tiny 6", min=1)] = None,
     seeds: Annotated[str, typer.Option(help="How many (2: 42, 1337), or which (42,7); at least two.")] = "2",
-    seed: Seed = 42,
-    text: TextFile = None,
-    dataset: Dataset = None,
-    tokenizer: Tokenizer = None,
-    vocabulary: Vocabulary = None,
-    jobs: Jobs = None,
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 42,
+    *,
+    reading: Reading,
+    jobs: options.Jobs = None,
+    stores: options.Stores,
 ) -> None:
     """Lambda's floor, target and ceiling, each tried from the same trained state."""
     from wallprobe.training.engines.sweep import parse_seeds
     from wallprobe.training.equilibrium import experiments
 
-    recipe = _recipe(preset, text, dataset, tokenizer, vocabulary, None)
+    recipe = _recipe(preset, reading)
     values = (_floats(floors), _floats(targets), _floats(jr_maxs))
     settings = experiments.GridSettings(*values, mode=mode, steps=steps or experiments.grid_steps(preset), seeds=tuple(parse_seeds(seeds)))
     start = experiments.job(preset, base, seed=seed, recipe=recipe)
     with _bars() as told:
-        result = experiments.grid(start, settings, f"eq-{preset}", runs, workers=jobs, on_progress=told)
-    _print(result, results, json, equilibrium_tables.grid)
+        result = experiments.grid(start, settings, f"eq-{preset}", stores.runs, workers=jobs, on_progress=told)
+    _print(result, stores, equilibrium_tables.grid)
 
 
 def campaign(
     preset: Preset = "demo",
-    seed: Seed = 42,
-    text: TextFile = None,
-    dataset: Dataset = None,
-    tokenizer: Tokenizer = None,
-    vocabulary: Vocabulary = None,
-    jobs: Jobs = None,
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 42,
+    *,
+    reading: Reading,
+    jobs: options.Jobs = None,
+    stores: options.Stores,
 ) -> None:
     """All experiments at a preset; killed anywhere, the same command goes on."""
     from wallprobe.hooks.diagnostics import campaign as whole
 
-    wanted = whole.plan(preset, _recipe(preset, text, dataset, tokenizer, vocabulary, None), seed)
+    wanted = whole.plan(preset, _recipe(preset, reading), seed)
     with _bars() as told:
-        overview, found = whole.campaign(wanted, runs, results, workers=jobs, on_progress=told)
-    if json:
-        _print(overview, results, json, equilibrium_tables.matched)
+        overview, found = whole.campaign(wanted, stores.runs, stores.results, workers=jobs, on_progress=told)
+    if stores.json:
+        _print(overview, stores, equilibrium_tables.matched)
         return
     console = common.out()
     for name, table in (("matched", equilibrium_tables.matched), ("gate", equilibrium_tables.gate), ("grid", equilibrium_tables.grid)):
@@ -197,9 +160,18 @@ def campaign(
     console.print("[dim]see it: wallprobe gallery --open[/dim]")
 
 
-def _recipe(
-    preset: str, text: Path | None, dataset: str | None, tokenizer: str | None, vocabulary: int | None, steps: int | None
-) -> "Recipe":
+COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(
+    {"train": train, "matched": matched, "gate": gate, "grid": grid, "campaign": campaign}
+)
+
+
+def group(only: str | None = None) -> typer.Typer:
+    """The commands of the group, or one of them by itself."""
+    told = "A transformer block run to its fixed point: train it by any estimator, and ask why it stops where it does."
+    return common.group(COMMANDS, only, help=told, no_args_is_help=only is None)
+
+
+def _recipe(preset: str, reading: Reading, steps: int | None = None) -> "Recipe":
     """A preset's recipe with another text or length.
 
     Raises:
@@ -209,6 +181,7 @@ def _recipe(
     from wallprobe.tasks.text import TINYSTORIES
     from wallprobe.training.equilibrium import job
 
+    text, dataset = reading.text, reading.dataset
     if text is not None and dataset is not None:
         raise ConfigError("--text and --dataset are two texts; give one")
     if dataset not in (None, TINYSTORIES):
@@ -217,10 +190,10 @@ def _recipe(
     spec = recipe.text
     if text is not None or dataset is not None:
         spec = replace(spec, source=str(text) if text is not None else TINYSTORIES)
-    if tokenizer is not None:
-        spec = replace(spec, tokenizer=tokenizer)
-    if vocabulary is not None:
-        spec = replace(spec, pieces=vocabulary)
+    if reading.tokenizer is not None:
+        spec = replace(spec, tokenizer=reading.tokenizer)
+    if reading.vocabulary is not None:
+        spec = replace(spec, pieces=reading.vocabulary)
     recipe = replace(recipe, text=spec)
     if steps is None:
         return recipe
@@ -255,21 +228,17 @@ def _known(fields: dict[str, Any]) -> dict[str, Any]:
 def _truth(name: str, value: Any) -> bool:
     from wallprobe.errors import ConfigError
 
-    words = {"true": True, "false": False, "1": True, "0": False}
-    if str(value).lower() not in words:
+    known = {"true": True, "false": False, "1": True, "0": False}
+    if str(value).lower() not in known:
         raise ConfigError(f"--set {name}={value}: give true or false")
-    return words[str(value).lower()]
-
-
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    return known[str(value).lower()]
 
 
 def _numbers(text: str, kind: type[Any]) -> tuple[Any, ...]:
     from wallprobe.errors import ConfigError
 
     try:
-        return tuple(kind(part) for part in _words(text))
+        return tuple(kind(part) for part in words(text))
     except ValueError as error:
         raise ConfigError(f"'{text}' is no list of numbers, such as {'0,50,200' if kind is int else '0.1,0.05'}") from error
 
@@ -300,10 +269,10 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
         yield told
 
 
-def _print(result: "Result", store: Path | None, json: bool, table: "Callable[[Result], Any]") -> None:
+def _print(result: "Result", stores: options.Stores, table: "Callable[[Result], Any]") -> None:
     """Store, then one JSON object whose summary has a record a row, or the table and the finding."""
-    result.save(store)
-    if json:
+    result.save(stores.results)
+    if stores.json:
         whole = result.to_json()
         records = [whole["summary"]] if result.kind == "equilibrium" else [row | whole["summary"] for row in whole["values"]]
         common.print_json(whole | {"summary": records})

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from wallprobe.cli.packed import empty
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -14,10 +16,7 @@ Column = tuple[str, str, str]  # heading, column, format
 
 def _made(result: "Result", title: str, columns: Sequence[Column], missing: Mapping[str, str] | None = None) -> "Table":
     """A table that fits 80 columns: one blank between columns, headings that break, cells that do not."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty(title, pad_edge=False)
     rows = result.values
     for heading, name, _ in columns:
         text = bool(rows) and isinstance(rows[0][name], str)

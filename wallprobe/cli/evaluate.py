@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -12,45 +13,33 @@ if TYPE_CHECKING:
     from wallprobe.tasks.task import Task
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="eval")(evaluate)
-
-
 def evaluate(
-    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    names: options.RunNames,
     task: Annotated[
         str | None,
         typer.Option(help="Another task, or other fields of its own: quadratic, heldout-prefix:split=held.", show_default="its own"),
     ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens a sequence.", show_default="the task's")] = None,
     modulus: Annotated[int | None, typer.Option(help="p of the task.", show_default="the task's")] = None,
-    sequences: Annotated[int, typer.Option(help="Fresh sequences to measure on.", min=2)] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of those sequences.")] = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    sequences: options.Sequences = 2000,
+    seed: options.Seed = 0,
+    *,
+    place: options.Place,
 ) -> None:
     """Measure runs against the exact Bayesian answer: the wall in entropy, and whether the mass is on the right token."""
-    from wallprobe import models
-    from wallprobe.store.runs import resolve_run
     from wallprobe.training.wall.evaluate import evaluate as measure
 
-    place = models.pick_device(device)
-    found = [resolve_run(name, runs) for name in names]
-    for run in found:
-        run.verify()
-    asked = [_asked(run, task, length, modulus) for run in found]
-    measured = []
-    with common.progress() as view:
-        bar = view.add_task("evaluate", total=len(found))
-        for run, other in zip(found, asked, strict=True):
-            measured.append(measure(run, task=other, sequences=sequences, seed=seed, device=place))
-            view.advance(bar)
+    asked = {"sequences": sequences, "seed": seed}
+    measured = common.measure_runs(
+        names,
+        "evaluate",
+        lambda run, device, bar: measure(run, task=_asked(run, task, length, modulus), **asked, device=device),
+        place,
+        check=lambda run: _asked(run, task, length, modulus),
+    )
     for result in measured:
-        result.save(results)
-    if json:
+        result.save(place.results)
+    if place.json:
         common.print_json(common.together(measured, "run"))
         return
     common.out().print(_summary_table(measured))
@@ -94,13 +83,11 @@ def _with_interval(summary: "dict[str, Any]", key: str) -> str:
 
 def _summary_table(measured: "list[Result]") -> Any:
     """Figures down, runs across."""
-    from rich import box
-    from rich.table import Table
 
     from wallprobe.claims.wall.area import published
 
     title = "Against the exact answer (95 % interval; published figure in brackets)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     table.add_column("", no_wrap=True)
     for result in measured:
         table.add_column(str(result.summary["run"]), justify="right")

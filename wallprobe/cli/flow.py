@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, reading, streaming
+from wallprobe.cli import options, reading, streaming
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -27,37 +27,25 @@ HEADS = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="flow")(flow)
-
-
 def flow(
-    models: reading.Models,
-    prompts: reading.Prompts = None,
-    column: reading.Column = None,
-    limit: reading.Limit = None,
+    models: options.Models,
+    *,
+    sources: options.Sources,
     unigram: Annotated[
         Path | None, typer.Option(help="Text whose tokens make the unigram model of eta_ppl.", show_default="the other prompts")
     ] = None,
-    stream: streaming.Stream = None,
-    max_ram: streaming.MaxRam = None,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    memory: options.Memory,
+    place: options.Place,
 ) -> None:
     """Logit-lens entropy and loss, effective rank and participation ratio after every layer, and nats per unit of gain."""
     from wallprobe.hooks.flow.lens import flow as instrument
     from wallprobe.hooks.flow.lens_strips import held_bytes
     from wallprobe.hooks.flow.streaming import stream_flow
     from wallprobe.hooks.gains.efficiency import read_text
-    from wallprobe.models import pick_device
 
     if unigram is not None:
         read_text(unigram)  # a bad file is told before half a minute of loading
-    room = streaming.Room.of(stream, max_ram, results, str(pick_device(device)))
-    sources = prompts, column, limit
+    room = streaming.Room.of(memory.stream, memory, place)
 
     def work(model: "Streamed", chosen: "PromptSet", state: Path, follow: Callable[[int, int], None]) -> "Result":
         return stream_flow(model, chosen, unigram=unigram, state=state, max_ram=room.budget, device=room.device, on_progress=follow)
@@ -65,17 +53,15 @@ def flow(
     def by_blocks(name: str, view: "Progress", bar: "TaskID") -> "Result | None":
         return streaming.run(name, sources, room, work, view, bar, held_bytes) if room.streams(name) else None
 
-    measured = reading.measure(
+    reading.measure(
         models,
         "flow",
         lambda loaded, chosen, follow: instrument(loaded, chosen, unigram=unigram, on_progress=follow),
         sources,
-        device=device,
-        runs=runs,
-        results=results,
-        elsewhere=by_blocks,
+        place,
+        _table,
+        by_blocks,
     )
-    reading.show(measured, json, _table)
 
 
 def _table(result: "Result") -> Any:

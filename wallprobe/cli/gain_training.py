@@ -1,10 +1,10 @@
 """`wallprobe gains --over-training`: one model at several steps of its training, as one Result."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.hooks.gains.report import Settings
@@ -15,44 +15,39 @@ if TYPE_CHECKING:
 def measure(
     sources: Sequence[str],
     settings: "Settings",
-    texts: tuple[str | None, str | None, int | None],
-    *,
-    device: str,
-    runs: Path | None,
+    texts: options.Sources,
+    where: options.Place,
 ) -> "Result":
     """Gains at every step there are weights of: a run's snapshots and its end, or checkpoints named MODEL@stepN."""
     from wallprobe import models as loading
-    from wallprobe.hooks.attach.prompt_sets import prompt_set
     from wallprobe.hooks.gains import series
     from wallprobe.hooks.gains.measure import gains
     from wallprobe.store.manifest import Stopwatch
 
-    place, watch = loading.pick_device(device), Stopwatch()
+    place, watch = where.pick(), Stopwatch()
     load: Callable[[int], Loaded]
     if len(sources) == 1:
-        name, steps = series.snapshots(sources[0], runs)
-        load = lambda step: series.load_step(sources[0], step, runs, place)  # noqa: E731
+        name, steps = series.snapshots(sources[0], where.runs)
+        load = lambda step: series.load_step(sources[0], step, where.runs, place)  # noqa: E731
     else:
         name, pairs = series.named_steps(sources)
         steps, by_step = [step for step, _ in pairs], dict(pairs)
-        load = lambda step: loading.load(by_step[step], place, runs)  # noqa: E731
+        load = lambda step: loading.load(by_step[step], place, where.runs)  # noqa: E731
     measured = []
     with common.progress() as view:
         bar = view.add_task(f"gains {name}", total=len(steps))
         for step in steps:
             view.update(bar, description=f"gains {name} step {step}")
             loaded = load(step)
-            text, column, limit = texts
-            chosen = prompt_set(loaded, text, column=column, limit=limit)
-            measured.append(gains(loaded, chosen, settings.definition.name, settings.tokens, settings.positions))
+            measured.append(gains(loaded, texts.of(loaded), settings.definition.name, settings.tokens, settings.positions))
             view.advance(bar)
     return series.over_training(name, steps, measured, watch)
 
 
-def show(result: "Result", results: Path | None, json: bool) -> None:
+def show(result: "Result", stores: options.Stores) -> None:
     """Store it; one JSON object, or a row a step and the finding."""
-    stored = result.save(results)
-    if json:
+    stored = result.save(stores.results)
+    if stores.json:
         common.print_json(result.to_json())
         return
     out = common.out()
@@ -62,11 +57,9 @@ def show(result: "Result", results: Path | None, json: bool) -> None:
 
 
 def _table(result: "Result") -> Any:
-    from rich import box
-    from rich.table import Table
 
     data = result.data
-    table = Table(title=f"{result.summary['model']} over training", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(f"{result.summary['model']} over training")
     for head in ("step", "last MLP", "95 %", "without sinks", "attention below 1", "MLP below 1"):
         table.add_column(head, justify="right")
     n_layers = data.sizes["layer"]

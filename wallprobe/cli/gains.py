@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wallprobe.cli import common, reading, streaming
+from wallprobe.cli import common, options, reading, streaming
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -20,22 +20,15 @@ if TYPE_CHECKING:
     from wallprobe.store.results import Result
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="gains")(gains)
-
-
 def gains(
-    models: reading.Models,
-    prompts: reading.Prompts = None,
-    column: reading.Column = None,
-    limit: reading.Limit = None,
+    models: options.Models,
+    *,
+    sources: options.Sources,
     gain: Annotated[str, typer.Option(help="sublayer, sublayer_unit, update_ratio, resid_ratio, jacobian or spectral.")] = "sublayer",
     tokens: Annotated[str, typer.Option(help="ratio_of_means, mean_of_ratios, geomean or median.")] = "ratio_of_means",
     positions: Annotated[str, typer.Option(help="What regime and L* are read from: all, no_sink, no_first or last.")] = "all",
     fold: Annotated[bool, typer.Option("--fold", help="Fold norms into weights first: same logits, other gains.")] = False,
-    stream: streaming.Stream = None,
-    max_ram: streaming.MaxRam = None,
+    memory: options.Memory,
     l_star: Annotated[
         bool, typer.Option("--l-star", help="Also measure the bottleneck by entropy, rank and trace (as flow and maps do).")
     ] = False,
@@ -47,43 +40,36 @@ def gains(
     over_training: Annotated[
         bool, typer.Option("--over-training", help="At every step there are weights of: a run's snapshots, or MODEL@step1 MODEL@step1000.")
     ] = False,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    place: options.Place,
 ) -> None:
     """Gain of every attention and MLP sub-layer, with and without attention-sink tokens."""
     from wallprobe.cli.scaling import report as report_scaling
-    from wallprobe.hooks.attach.prompt_sets import read_texts
     from wallprobe.hooks.attach.remote import check as check_remote
     from wallprobe.hooks.gains import scaling
     from wallprobe.hooks.gains.report import Settings
-    from wallprobe.models import pick_device
     from wallprobe.store.manifest import Stopwatch
 
     settings = Settings.make(gain, tokens, positions)
-    if prompts is not None:
-        read_texts(prompts, column, limit)  # a bad file is told before half a minute of loading
-    sources = prompts, column, limit
+    sources.check()
     check_remote("nnsight" if remote != "none" else "hooks", remote)
     if over_training:
-        more = fold or bool(stream) or l_star or fit or remote != "none"
-        _over_training(models, settings, sources, more, device=device, runs=runs, results=results, json=json)
+        more = fold or bool(memory.stream) or l_star or fit or remote != "none"
+        _over_training(models, settings, sources, more, place)
         return
     watch = Stopwatch()
-    _check_apart(remote, fold or bool(stream) or l_star)
-    room = streaming.Room.of(False if remote != "none" else stream, max_ram, results, str(pick_device(device)))
-    measured = _measure(models, settings, sources, room, fold=fold, l_star=l_star, remote=remote, runs=runs)
+    _check_apart(remote, fold or bool(memory.stream) or l_star)
+    room = streaming.Room.of(False if remote != "none" else memory.stream, memory, place)
+    measured = _measure(models, settings, sources, room, fold=fold, l_star=l_star, remote=remote, runs=place.runs)
     _note_copies(measured)
     law = scaling.scaling(scaling.points_of(measured)) if fit else None
-    folders = _save(measured, watch, results)
-    if json:
+    folders = _save(measured, watch, place.results)
+    if place.json:
         told = common.together(measured, "model")
         common.print_json(told if law is None else told | {"scaling": law.to_json()})
         return
     _print(measured, folders, norms)
     if law is not None:
-        report_scaling(common.out(), law, law.save(results))
+        report_scaling(common.out(), law, law.save(place.results))
 
 
 def _check_apart(remote: str, whole: bool) -> None:
@@ -114,22 +100,19 @@ def _print(measured: "list[Result]", folders: list[Path], norms: bool) -> None:
         console.print(tables.comparison(measured))
 
 
-def _over_training(
-    models: list[str], settings: "Settings", sources: tuple[str | None, str | None, int | None], more: bool, *, json: bool, **where: Any
-) -> None:
+def _over_training(models: list[str], settings: "Settings", sources: options.Sources, more: bool, place: options.Place) -> None:
     from wallprobe.cli import gain_training
     from wallprobe.errors import ConfigError
 
     if more:
         raise ConfigError("--over-training reads whole models as they are; leave --fold, --stream, --l-star, --fit and --remote out")
-    results = where.pop("results")
-    gain_training.show(gain_training.measure(models, settings, sources, **where), results, json)
+    gain_training.show(gain_training.measure(models, settings, sources, place), place)
 
 
 def _measure(
     names: list[str],
     settings: "Settings",
-    sources: tuple[str | None, str | None, int | None],
+    sources: options.Sources,
     room: streaming.Room,
     *,
     fold: bool,
@@ -139,13 +122,11 @@ def _measure(
 ) -> "list[Result]":
     """Every model in turn, under one progress view."""
     from wallprobe import models as loading
-    from wallprobe.hooks.attach.prompt_sets import prompt_set
     from wallprobe.hooks.gains.measure import gains as measure
     from wallprobe.models.folding import folded
 
     place = loading.pick_device(room.device)
     measured = []
-    source, column, limit = sources
     with common.progress() as view:
         for name in names:
             bar = view.add_task(f"load {reading.short_name(name)}", total=None)
@@ -156,11 +137,11 @@ def _measure(
                 measured.append(_remote(name, settings, sources, remote, place, view, bar))
                 continue
             loaded = loading.load(name, place, runs)
-            chosen = prompt_set(loaded, source, column=column, limit=limit)
+            chosen = sources.of(loaded)
             loaded = folded(loaded) if fold else loaded
             view.update(bar, description=f"gains {reading.short_name(name)}", total=len(chosen.tokens), completed=0)
             ways = settings.definition.name, settings.tokens, settings.positions
-            result = measure(loaded, chosen, *ways, on_progress=reading.follower(view, bar))
+            result = measure(loaded, chosen, *ways, on_progress=common.follower(view, bar))
             measured.append(_everywhere(result, loaded, chosen, room.results) if l_star else result)
             del loaded
     return measured
@@ -169,7 +150,7 @@ def _measure(
 def _remote(
     name: str,
     settings: "Settings",
-    sources: tuple[str | None, str | None, int | None],
+    sources: options.Sources,
     remote: str,
     place: str,
     view: "Progress",
@@ -184,7 +165,7 @@ def _remote(
     config = plain.model.config
     chosen = encode(name, plain.tokenizer, int(config.max_position_embeddings), int(config.vocab_size), *sources)
     view.update(bar, description=f"gains {reading.short_name(name)} (nnsight)", total=len(chosen.tokens), completed=0)
-    return remote_gains(plain, chosen, settings, remote, on_progress=reading.follower(view, bar))
+    return remote_gains(plain, chosen, settings, remote, on_progress=common.follower(view, bar))
 
 
 def _everywhere(result: "Result", loaded: "Loaded", chosen: "PromptSet", results: Path | None) -> "Result":
@@ -202,7 +183,7 @@ def _everywhere(result: "Result", loaded: "Loaded", chosen: "PromptSet", results
 def _stream(
     name: str,
     settings: "Settings",
-    sources: tuple[str | None, str | None, int | None],
+    sources: options.Sources,
     room: streaming.Room,
     whole: bool,
     view: "Progress",

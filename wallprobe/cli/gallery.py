@@ -1,13 +1,14 @@
 """`wallprobe gallery`: every Result and run as pages that open offline; build, open, serve, export, compare."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
 
 if TYPE_CHECKING:
     from wallprobe.gallery import Site
@@ -17,45 +18,15 @@ Open = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
 Single = Annotated[bool, typer.Option("--single-file", help="Write everything into one HTML file instead: --out, or gallery.html.")]
 
 FOLDER, FILE, ZIP = Path("gallery"), Path("gallery.html"), Path("gallery.zip")
-NAMES = ("build", "open", "serve", "export", "compare")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    app.add_typer(group(), name="gallery")
-
-
-class BuildUnlessTold(typer.core.TyperGroup):
-    """A group whose first command stands for the group: `wallprobe gallery --open` is `wallprobe gallery build --open`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the command in where the arguments begin with none."""
-        told = bool(args) and (args[0] in self.commands or args[0] == "--help")
-        return super().parse_args(ctx, args if told else [NAMES[0], *args])
-
-
-def group(only: str | None = None) -> typer.Typer:
-    """The commands of the group, or one of them by itself."""
-    made = typer.Typer(
-        cls=BuildUnlessTold,
-        help="Render every stored result and run into pages that open without a network. Without a command: build.",
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
-    commands: dict[str, Callable[..., None]] = dict(zip(NAMES, (build, open_, serve, export, compare), strict=True))
-    for name, command in commands.items():
-        if only in (None, name):
-            made.command(name)(command)
-    return made
 
 
 def build(
     out: Out = FOLDER,
     show: Open = False,
     single_file: Single = False,
-    results: common.Results = None,
-    runs: common.Runs = None,
-    json: common.Json = False,
+    results: options.Results = None,
+    runs: options.Runs = None,
+    json: options.Json = False,
 ) -> None:
     """Build the pages; what has not changed since the last build is left as it stands."""
     if single_file:
@@ -70,7 +41,7 @@ def build(
         _show(site.index.resolve().as_uri())
 
 
-def open_(out: Out = FOLDER, results: common.Results = None, runs: common.Runs = None) -> None:
+def open_(out: Out = FOLDER, results: options.Results = None, runs: options.Runs = None) -> None:
     """Build the pages and open them in the browser."""
     build(out, True, False, results, runs, False)
 
@@ -79,8 +50,8 @@ def serve(
     out: Out = FOLDER,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65535)] = 8765,
     show: Open = False,
-    results: common.Results = None,
-    runs: common.Runs = None,
+    results: options.Results = None,
+    runs: options.Runs = None,
 ) -> None:
     """Serve the pages to this machine alone, and reload them as results arrive. Ends with Ctrl-C."""
     from wallprobe.gallery.server import Gallery
@@ -94,9 +65,9 @@ def serve(
 
 def export(
     out: Annotated[Path, typer.Option(help="The zip to write.")] = ZIP,
-    results: common.Results = None,
-    runs: common.Runs = None,
-    json: common.Json = False,
+    results: options.Results = None,
+    runs: options.Runs = None,
+    json: options.Json = False,
 ) -> None:
     """Write everything into one zip that opens anywhere: unpack it, open index.html."""
     from wallprobe.gallery.single import write_zip
@@ -110,8 +81,8 @@ def compare(
     ],
     out: Out = FOLDER,
     show: Open = False,
-    results: common.Results = None,
-    runs: common.Runs = None,
+    results: options.Results = None,
+    runs: options.Runs = None,
 ) -> None:
     """Put results of one kind on one axis: build the pages and print the address of the comparison."""
     from urllib.parse import quote
@@ -134,6 +105,26 @@ def compare(
     common.out().print(address, soft_wrap=True, markup=False)
     if show:
         _show(address)
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = MappingProxyType(
+    {"build": build, "open": open_, "serve": serve, "export": export, "compare": compare}
+)
+
+
+class BuildUnlessTold(typer.core.TyperGroup):
+    """A group whose first command stands for the group: `wallprobe gallery --open` is `wallprobe gallery build --open`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command in where the arguments begin with none."""
+        told = bool(args) and (args[0] in self.commands or args[0] == "--help")
+        return super().parse_args(ctx, args if told else ["build", *args])
+
+
+def group(only: str | None = None) -> typer.Typer:
+    """The commands of the group, or one of them by itself."""
+    told = "Render every stored result and run into pages that open without a network. Without a command: build."
+    return common.group(COMMANDS, only, help=told, cls=BuildUnlessTold)
 
 
 def _runs(root: Path | None) -> "list[Any]":

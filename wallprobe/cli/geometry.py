@@ -4,26 +4,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(geometry)
-
-
 def geometry(
-    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    names: options.RunNames,
     site: Annotated[str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out or mlp_out.")] = "resid_post",
-    sequences: Annotated[int, typer.Option(help="Fresh sequences to measure on.", min=2)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of those sequences.")] = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    sequences: options.Sequences = 1000,
+    seed: options.Seed = 0,
+    *,
+    place: options.Place,
 ) -> None:
     """Cosines of states by layer: unsupervised indices with the last supervised one, and all with each other, with controls."""
     from wallprobe.hooks.wall import geometry as instrument
@@ -32,12 +26,10 @@ def geometry(
     measured = common.measure_runs(
         names,
         "geometry",
-        lambda run, place: instrument.geometry(run, site=site, sequences=sequences, seed=seed, device=place),
-        device=device,
-        runs=runs,
-        results=results,
+        lambda run, device, bar: instrument.geometry(run, site=site, sequences=sequences, seed=seed, device=device),
+        place,
     )
-    common.print_measured(measured, json, _table)
+    common.finish_each(measured, "run", place, common.printing(_table))
 
 
 COLUMNS = {
@@ -54,12 +46,9 @@ PAIRS = {"mean_pairwise_cosine": "all pairs", "pairwise_control": "between\nsequ
 
 def _table(result: "Result") -> Any:
     """Layers down; means over the unsupervised indices, then over all pairs of indices."""
-    from rich import box
-    from rich.table import Table
-
     data, horizon = result.data, int(result.data.attrs["horizon"])
     title = f"{result.summary['run']}, {result.summary['site']}: cosine of unsupervised indices with index {horizon - 1}; of all pairs"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     table.add_column("layer", justify="right")
     for head in [*COLUMNS.values(), *PAIRS.values()]:
         table.add_column(head, justify="right", no_wrap=True)

@@ -1,13 +1,12 @@
 """`wallprobe interchange`: one network's activation in another."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, prompting
+from wallprobe.cli import common, options, prompting
 from wallprobe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,11 +32,6 @@ Prompts = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(interchange)
-
-
 def interchange(
     src: Annotated[str, typer.Option(help="Donor run; with --sweep a list (p5,c1). With --prompts a folder, .gguf file or hub id.")],
     dst: Annotated[str, typer.Option(help="Receiving run or model; with --sweep a list of runs.")],
@@ -54,14 +48,11 @@ def interchange(
     budget: Annotated[float, typer.Option(help="GiB that a sweep's tensors may take beside the weights.", min=0.01)] = 1.0,
     backend: Annotated[str, typer.Option(help="hooks, or nnsight (one layer; needs the extra 'remote').")] = "hooks",
     remote: Annotated[str, typer.Option(help="With nnsight none, or local: the way it would go to NDIF, run here.")] = "none",
-    seed: Annotated[int, typer.Option(help="Seed of pairs and controls.")] = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 0,
+    *,
+    place: options.Place,
 ) -> None:
     """Put src's activation into dst and read whose answer comes out: dst's own, the donor's rule, or the donor's prediction."""
-    from wallprobe import models
     from wallprobe.hooks.attach.remote import check as check_backend
     from wallprobe.hooks.interchange.single import Request, parse_layers, parse_numbers
 
@@ -72,21 +63,21 @@ def interchange(
     if prompts is not None:
         more = {"seed": seed, "budget": budget, "backend": backend, "remote": remote}
         asked = prompting.request_of(src, dst, prompts, layer, index, site, sweep=sweep, align=align, **more)
-        prompting.measure(asked, models.pick_device(device), results, json)
+        prompting.measure(asked, place)
         return
     if remote != "none":
         raise ConfigError(f"--remote {remote} is for language models on --prompts: a remote machine does not have runs")
     if sweep:
         if backend != "hooks":
             raise ConfigError(f"--backend {backend} runs one cell at a time; leave --sweep out, or the backend")
-        _sweep(_grid(src, dst, layer, index, site, align, pairs, seed, budget), models.pick_device(device), runs, results, json)
+        _sweep(_grid(src, dst, layer, index, site, align, pairs, seed, budget), place)
         return
     for what, given in (("src", src), ("dst", dst), ("site", site or "")):
         if "," in given:
             raise ConfigError(f"--{what} {given} is a list; give one, or --sweep for all of them")
     chosen = None if index is None else parse_numbers(index, "index")
     request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed, subspace, backend)
-    _one(request, models.pick_device(device), runs, results, json)
+    _one(request, place)
 
 
 def _grid(
@@ -106,42 +97,31 @@ def _grid(
     ]
 
 
-def _one(request: "Request", device: str, runs: "Path | None", results: "Path | None", json: bool) -> None:
+def _one(request: "Request", place: options.Place) -> None:
     """One pair of runs at one site, every control printed."""
     from wallprobe.hooks.interchange.single import interchange as measure
 
+    device = place.pick()
     with common.progress() as view:
-        bar = view.add_task("interchange", total=None)
-        result = measure(
-            request,
-            root=runs,
-            device=device,
-            on_cell=partial(common.show, view, bar),
-        )
-    stored = result.save(results)
-    if json:
-        common.print_json(result.to_json())
-        return
-    out = common.out()
-    out.print(_table(result))
-    out.print(_reading(result), soft_wrap=True)
-    out.print(f"\n{result.summary['finding']}", style="bold", soft_wrap=True)
-    out.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
+        follow = common.follower(view, view.add_task("interchange", total=None))
+        result = measure(request, root=place.runs, device=device, on_cell=follow)
+    common.finish(result, place, common.printing(lambda result: (_table(result), _reading(result))))
 
 
-def _sweep(requests: "Sequence[SweepRequest]", device: str, runs: "Path | None", results: "Path | None", json: bool) -> None:
+def _sweep(requests: "Sequence[SweepRequest]", place: options.Place) -> None:
     """Every pair of runs, one after the other; each is stored when it is done."""
     from wallprobe.hooks.interchange.sweep import check, sweep
 
+    device = place.pick()
     for request in requests:
-        check(request, runs)
+        check(request, place.runs)
     made = []
     with common.progress() as view:
         for request in requests:
             bar = view.add_task(f"{request.src} to {request.dst}", total=None)
-            made.append(sweep(request, root=runs, device=device, on_cell=partial(common.show, view, bar)))
-            made[-1].save(results)
-    if json:
+            made.append(sweep(request, root=place.runs, device=device, on_cell=common.follower(view, bar)))
+            made[-1].save(place.results)
+    if place.json:
         common.print_json(made[0].to_json() if len(made) == 1 else {"kind": "sweeps", "sweeps": [result.to_json() for result in made]})
         return
     out = common.out()

@@ -4,59 +4,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, diagnosing
+from wallprobe.cli import common, diagnosing, options
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="lr-sweep")(lr_sweep)
-
-
 def lr_sweep(
-    models: diagnosing.Models,
-    estimators: Annotated[str | None, typer.Option(help="Gradients to step along, commas between.", show_default="by model")] = None,
-    reference: Annotated[str | None, typer.Option(help="What cosines are to.", show_default="the first")] = None,
+    models: options.Checkpoints,
+    estimators: options.Estimators = None,
+    reference: options.Reference = None,
     lrs: Annotated[str, typer.Option(help="Learning rates, commas between.")] = "1e-4,3e-4,1e-3,3e-3,1e-2,3e-2,1e-1,3e-1,1",
     normalise: Annotated[str, typer.Option(help="none, unit (norm 1) or match (the reference's norm).")] = "none",
     evaluate: Annotated[str, typer.Option(help="Loss of the same batch or of heldout sequences.")] = "same",
-    prompts: diagnosing.Prompts = None,
-    text: diagnosing.Text = None,
-    size: diagnosing.Size = None,
-    length: diagnosing.Length = None,
-    seed: diagnosing.Seed = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    *,
+    sample: options.OneBatch,
+    place: options.Place,
 ) -> None:
     """One step along every gradient at every learning rate: how much does the loss fall, and where does it blow up?"""
     from wallprobe.hooks.diagnostics import lr_sweep as instrument
     from wallprobe.hooks.diagnostics.triangulate import choose
 
-    want, rates = diagnosing.wanted(prompts, text, 1, size, length, seed), diagnosing.numbers(lrs, "lrs")
+    want, rates = sample.wanted(), diagnosing.numbers(lrs, "lrs")
     chosen = choose(estimators, reference)
-    options: dict[str, Any] = {"lrs": rates, "normalise": normalise, "evaluate": evaluate, "seed": seed}
+    options: dict[str, Any] = {"lrs": rates, "normalise": normalise, "evaluate": evaluate, "seed": sample.seed}
     measured = diagnosing.each(
         models,
         "lr-sweep",
         want,
         lambda found, follow: instrument.lr_sweep(found, chosen or instrument.usual_gradients(found), **options, on_progress=follow),
-        device=device,
-        runs=runs,
+        place,
     )
-    for result in measured:
-        result.save(results)
-    if json:
-        common.print_json(common.together(measured, "ckpt"))
-        return
-    out = common.out()
-    for result in measured:
-        out.print(_table(result))
-        out.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True, markup=False)
-    out.print("[dim]see it: wallprobe gallery --open[/dim]")
+    common.finish_each(measured, "ckpt", place, common.printing(_table), see="it")
 
 
 def _table(result: "Result") -> Any:

@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from wallprobe.cli import common, reading
+from wallprobe.cli import options, reading
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -23,34 +21,11 @@ HEADS = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="maps")(maps)
-
-
-def maps(
-    models: reading.Models,
-    prompts: reading.Prompts = None,
-    column: reading.Column = None,
-    limit: reading.Limit = None,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
-) -> None:
+def maps(models: options.Models, *, sources: options.Sources, place: options.Place) -> None:
     """Restriction maps sqrt(A_ij) W_V of every layer in absolute terms, Dirichlet energy, and the sheaf Laplacian's trace."""
     from wallprobe.hooks.flow.sheaf import maps as instrument
 
-    measured = reading.measure(
-        models,
-        "maps",
-        lambda loaded, chosen, follow: instrument(loaded, chosen, on_progress=follow),
-        (prompts, column, limit),
-        device=device,
-        runs=runs,
-        results=results,
-    )
-    reading.show(measured, json, _table)
+    reading.measure(models, "maps", lambda loaded, chosen, follow: instrument(loaded, chosen, on_progress=follow), sources, place, _table)
 
 
 def _table(result: "Result") -> Any:

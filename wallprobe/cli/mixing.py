@@ -1,11 +1,12 @@
 """`wallprobe mixing`: how far influence reaches, and the loss by position."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, diagnosing
+from wallprobe.cli import diagnosing, options
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -13,54 +14,38 @@ if TYPE_CHECKING:
 EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of bins of positions
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(mixing)
-
-
 def mixing(
-    models: diagnosing.Models,
+    models: options.Checkpoints,
     distances: Annotated[str | None, typer.Option(help="Commas between.", show_default="powers of two that fit")] = None,
     query: Annotated[int | None, typer.Option(help="Index that is read.", show_default="the last")] = None,
     delta: Annotated[float, typer.Option(help="Size of the nudge over the embedding's mean norm.")] = 1e-2,
     directions: Annotated[int, typer.Option(help="Random directions a distance.")] = 4,
-    prompts: diagnosing.Prompts = None,
-    text: diagnosing.Text = None,
-    size: diagnosing.Size = None,
-    length: diagnosing.Length = None,
-    seed: diagnosing.Seed = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    *,
+    sample: options.OneBatch,
+    place: options.Place,
 ) -> None:
     """How far back does a token still matter, and where in the sequence is the loss?"""
     from wallprobe.hooks.diagnostics import mixing as instrument
     from wallprobe.store.manifest import Stopwatch
 
-    watch, want = Stopwatch(), diagnosing.wanted(prompts, text, 1, size, length, seed)
+    watch, want = Stopwatch(), sample.wanted()
     chosen = None if distances is None else tuple(int(d) for d in diagnosing.numbers(distances, "distances"))
-    settings = instrument.Settings(chosen, query, delta, directions, seed)
-    measured = diagnosing.each(
-        models, "mixing", want, lambda found, follow: instrument.measure(found, settings, follow), device=device, runs=runs
-    )
+    settings = instrument.Settings(chosen, query, delta, directions, sample.seed)
+    measured = diagnosing.each(models, "mixing", want, lambda found, follow: instrument.measure(found, settings, follow), place)
     result = instrument.report(measured, watch, settings)
-    result.save(results)
     summaries = [instrument.summary_of(one) for one in measured]
-    if json:
-        common.print_json(result.to_json() | ({"summary": summaries} if len(measured) > 1 else {}))
-        return
-    out, letters = common.out(), diagnosing.short([summary["ckpt"] for summary in summaries])
+    diagnosing.finish(result, summaries, place, _shown(result, [summary["ckpt"] for summary in summaries]))
+
+
+def _shown(result: "Result", names: list[str]) -> Iterator[Any]:
+    """What the letters stand for, the tables, and why a cell is empty."""
+    letters = diagnosing.short(names)
     if any(name != letter for name, letter in letters.items()):
-        out.print("; ".join(f"{letter} is {name}" for name, letter in letters.items()), soft_wrap=True, markup=False)
-    for table in (_influence(result), _losses(result)):
-        out.print(table)
+        yield "; ".join(f"{letter} is {name}" for name, letter in letters.items())
+    yield from (_influence(result), _losses(result))
     for cell in result.values:
         if cell["status"] not in ("ok", "n/a: no such distance"):
-            out.print(f"{cell['ckpt']}, distance {cell['distance']}: {cell['status']}", soft_wrap=True, markup=False)
-    for summary in summaries:
-        out.print(summary["finding"], style="bold", soft_wrap=True, markup=False)
-    out.print("[dim]see it: wallprobe gallery --open[/dim]")
+            yield f"{cell['ckpt']}, distance {cell['distance']}: {cell['status']}"
 
 
 def _influence(result: "Result") -> Any:

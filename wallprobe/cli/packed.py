@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-def empty(title: str, caption: str = "") -> Any:
-    """A table in the house's looks."""
+def empty(title: Any = "", caption: str = "", **looks: Any) -> "Table":
+    """A table in the house's looks; `looks` are rich's further ones."""
     from rich import box
     from rich.table import Table
 
-    return Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    return Table(
+        title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **looks
+    )
 
 
 @dataclass(frozen=True)

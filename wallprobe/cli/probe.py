@@ -1,58 +1,46 @@
 """`wallprobe probe`: what a linear reader finds at every layer and index of a run."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from wallprobe.store.results import Result
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(probe)
+    from wallprobe.store.runs import Run
 
 
 def probe(
-    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
-    layer: Annotated[str, typer.Option(help="Layer, list of layers (0,3,5), or all.")] = "all",
-    site: Annotated[str, typer.Option(help="resid_pre, resid_mid, resid_post, attn_out, mlp_out or z.")] = "resid_post",
+    names: options.RunNames,
+    layer: options.Layers = "all",
+    site: options.Site = "resid_post",
     targets: Annotated[
         str | None, typer.Option(help="Some of token,a,b,class,entropy.", show_default="all that the run's task has")
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Sequences: 5/8 fit the probes, 1/8 choose their penalty, 1/4 score them.")] = 4000,
-    seed: Annotated[int, typer.Option(help="Seed of sequences, shuffled labels and bootstrap.")] = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 0,
+    *,
+    place: options.Place,
 ) -> None:
     """Linear probes for the next token, the rule's a and b, the class and the entropy at every layer and index, beside shuffled labels."""
-    from wallprobe import models
     from wallprobe.hooks.interchange.single import parse_layers
     from wallprobe.hooks.probes.measure import probe as measure
-    from wallprobe.store.runs import resolve_run
 
-    chosen, place = parse_layers(layer), models.pick_device(device)
-    wanted = None if targets is None else tuple(name.strip() for name in targets.split(","))
-    found = [resolve_run(name, runs) for name in names]
-    for run in found:
-        run.verify()
-    measured = []
-    with common.progress() as view:
-        for run in found:
-            bar = view.add_task(f"probe {run.name}", total=None)
+    asked: dict[str, Any] = {"layers": parse_layers(layer), "site": site, "n": n, "seed": seed}
+    asked["targets"] = None if targets is None else tuple(name.strip() for name in targets.split(","))
 
-            def tell(doing: str, bar: Any = bar, name: Any = run.name) -> None:
-                view.update(bar, description=f"probe {name}: {doing}")
+    def one(run: "Run", device: str, bar: Callable[..., None]) -> "Result":
+        return measure(run, **asked, device=device, on_progress=lambda doing: bar(description=f"probe {run.name}: {doing}"))
 
-            measured.append(measure(run, layers=chosen, site=site, targets=wanted, n=n, seed=seed, device=place, on_progress=tell))
-            view.update(bar, total=1, completed=1)
-    folders = [result.save(results) for result in measured]
-    if json:
+    measured = common.measure_runs(names, "probe", one, place)
+    folders = [result.save(place.results) for result in measured]
+    if place.json:
         common.print_json(common.together(measured, "run"))
         return
     out = common.out()
@@ -71,13 +59,10 @@ def probe(
 
 def _table(result: "Result") -> Any:
     """Scores of the last layer probed by index, the exact answer's and the best layer beside; the wall is drawn as a line."""
-    from rich import box
-    from rich.table import Table
-
     data, summary = result.data, result.summary
     tested = summary["n_test"] or summary["n_test_programs"]
     caption = f"{tested} test sequences; bold: the 95 % interval of selectivity is above 0; the line is the wall"
-    table = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty(caption=caption, pad_edge=False)
     table.add_column("index", justify="right", no_wrap=True)
     targets = [str(target) for target in data["target"].values]
     for target in targets:
@@ -108,8 +93,20 @@ def _cell(column: Any) -> str:
     return told if len(scores) == 1 else f"{told} [dim]{int(column['layer'][best])}:{highest}[/dim]"
 
 
+def at_the_wall(summary: "Mapping[str, Any]") -> str:
+    """How the accuracy changes at the wall, if it does beyond its interval."""
+    from wallprobe.findings import rounding, side
+
+    drop, low, high = (summary[f"drop_after_horizon{end}"] for end in ("", "_low", "_high"))
+    told = side(drop, 0.0, (low, high), rounding(1.0))
+    words = {"above": "falls", "below": "rises"}
+    if told == "level":
+        return f"at the wall it changes by {-drop:+.3f}, no more than its interval"
+    return f"it {words[told]} by {abs(drop):.3f} at the wall"
+
+
 def _reading(result: "Result") -> str:
-    """The last layer at the positions the essay gives, its figure in brackets."""
+    """The last layer at the positions the wall study gives, its figure in brackets."""
     from wallprobe.claims.wall.instruments import POSITIONS, PROBED
 
     summary = result.summary
@@ -122,6 +119,5 @@ def _reading(result: "Result") -> str:
             lines.append(f"{position}: {value:.3f} ±{(high - low) / 2:.3f}{published}")
     if not lines:
         return ""
-    drop = summary["drop_after_horizon"]
-    fallen = "" if drop is None else f"; it falls by {drop:.3f} at the wall"
+    fallen = f"; {at_the_wall(summary)}" if summary["drop_after_horizon"] is not None else ""
     return f"next token at position {', '.join(lines)}; chance {summary['chance']:.3f}{fallen}"

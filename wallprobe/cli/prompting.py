@@ -1,10 +1,10 @@
 """`wallprobe interchange --prompts`: what it asks for, and the strongest tokens of each site as a table."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 from wallprobe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,35 +37,24 @@ def request_of(
     return PromptRequest(src, dst, str(prompts), parse_layers(layer or "all"), indices, sites, **more)
 
 
-def measure(request: "PromptRequest", device: str, results: Path | None, json: bool) -> None:
+def measure(request: "PromptRequest", place: options.Place) -> None:
     """Measure, store and print."""
-    from rich.markup import escape
-
     from wallprobe.hooks.interchange.prompts.measure import prompt_interchange
 
+    device = place.pick()
     with common.progress() as view:
-        bar = view.add_task("interchange", total=None)
-        result = prompt_interchange(request, device=device, on_cell=partial(common.show, view, bar))
-    stored = result.save(results)
-    if json:
-        common.print_json(result.to_json())
-        return
-    out, summary, engine = common.out(), result.summary, result.manifest["engine"]
-    out.print(_table(result))
-    out.print(_reading(summary, engine), soft_wrap=True)
-    out.print(f"\n{escape(summary['finding'])}", style="bold", soft_wrap=True)
-    out.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
+        follow = common.follower(view, view.add_task("interchange", total=None))
+        result = prompt_interchange(request, device=device, on_cell=follow)
+    common.finish(result, place, common.printing(lambda result: (_table(result), _reading(result.summary, result.manifest["engine"]))))
 
 
 def _table(result: "Result") -> Any:
     """For each site the tokens that restore most, each at its strongest layer, with every control."""
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
     attrs = result.data.attrs
     title = escape(f"{attrs['subject']}: share of the clean answer restored, each token at its strongest layer")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     for heading in ("site", "at", "restored", "random\ndonor", "other\nanswer", "random\nvector", "p of\nanswer", "q"):
         left = heading in ("site", "at")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True, vertical="bottom" if left else "top")

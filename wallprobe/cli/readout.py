@@ -4,68 +4,55 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from wallprobe.store.results import Result
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(readout)
 
 
 def readout(
     pairs: Annotated[list[str], typer.Argument(help="Donor and receiver: p5:c0, c0@1337:c0, ...", metavar="SRC:DST...")],
     draws: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
     budget: Annotated[float, typer.Option(help="GiB that patched states may take.", min=0.01)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of sequences and controls.")] = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 0,
+    *,
+    place: options.Place,
 ) -> None:
     """How likely each receiver gives the donor's answer, by depth of the patch: raw, rotated and ridge-aligned side by side."""
-    from wallprobe import models
     from wallprobe.hooks.interchange.readout import Pair, check
     from wallprobe.hooks.interchange.readout import readout as measure
 
-    place = models.pick_device(device)
+    device = place.pick()
     asked = [Pair.parse(text) for text in pairs]
-    for run in {run.path: run for pair in check(asked, runs) for run in pair}.values():
+    for run in {run.path: run for pair in check(asked, place.runs) for run in pair}.values():
         run.verify()
     with common.progress() as view:
-        bar = view.add_task("readout", total=None)
+        follow = common.follower(view, view.add_task("readout", total=None))
+        result = measure(asked, draws=draws, seed=seed, budget=budget, root=place.runs, device=device, on_part=follow)
+    common.finish(result, place, _tell)
 
-        def show(done: int, total: int) -> None:
-            view.update(bar, completed=done, total=total)
 
-        result = measure(asked, draws=draws, seed=seed, budget=budget, root=runs, device=place, on_part=show)
-    stored = result.save(results)
-    if json:
-        common.print_json(result.to_json())
-        return
-    out = common.out()
+def _tell(out: "Console", result: "Result") -> None:
+    """A table a pair, and what the columns are."""
     for name in result.data["pair"].values.tolist():
         out.print(_table(result, name))
     out.print(
         f"Probability of the donor's answer with its state of index {result.data.attrs['read_index']} patched; depth: blocks passed; "
-        "±: half the 95 % interval; R²: of the alignment, held out; random donor and the donor's rule: the largest of the three.\n"
+        "±: half the 95 % interval; R²: of the alignment, held out; random donor and the donor's rule: the largest of the three."
     )
-    out.print(f"{result.summary['finding']}", style="bold", soft_wrap=True)
-    out.print(f"[dim]stored in {stored}; see it: wallprobe gallery --open[/dim]", soft_wrap=True)
 
 
 def _table(result: "Result", pair: str) -> Any:
     """One pair: a row a depth, the donor's answer at the last supervised index with a random donor's beside, and the rule."""
-    from rich import box
-    from rich.table import Table
 
     from wallprobe.hooks.interchange.readout import WORDS
 
     data = result.data.sel(pair=pair).isel(index=-1)
     start = "one initialisation" if int(data["shared_initialisation"]) else "two initialisations"
-    table = Table(title=f"{pair}, {start}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty(f"{pair}, {start}", pad_edge=False)
     table.add_column("depth", justify="right")
     for align, words in WORDS.items():
         table.add_column(words.replace("-", "-\n"), justify="right", no_wrap=True)

@@ -5,16 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
 
 if TYPE_CHECKING:
     from wallprobe.claims.ledger.claim import Area
     from wallprobe.store.runs import RunName
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(reproduce)
 
 
 def reproduce(
@@ -22,18 +17,15 @@ def reproduce(
     preset: Annotated[
         str | None, typer.Option(help="Recipe: small (a laptop) or paper (the published one).", show_default="the area's")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = "1",
+    seeds: options.Seeds = "1",
     axes: Annotated[bool, typer.Option("--axes", help="Also the further axes (masks, schedules, ...), on the first seed.")] = False,
-    jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
-    engine: Annotated[str, typer.Option(help="local (worker processes) or ray.")] = "local",
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown page.")] = False,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    jobs: options.Jobs = None,
+    engine: options.Engine = "local",
+    markdown: options.Markdown = False,
+    *,
+    place: options.Place,
 ) -> None:
     """Train what is missing, measure what is missing, print the ledger. Killed anywhere, the same command goes on."""
-    from wallprobe import models
     from wallprobe.claims.ledger import reproduce as plan
     from wallprobe.claims.ledger.claim import get_area, judge_all
     from wallprobe.claims.ledger.measurements import read_measurements
@@ -42,25 +34,25 @@ def reproduce(
     from wallprobe.training.engines.sweep import parse_seeds
     from wallprobe.training.wall.compiler import wants_compile
 
-    chosen, place = get_area(area), models.pick_device(device)
+    chosen, device = get_area(area), place.pick()
     if chosen.from_results:
         raise ConfigError(f"'{area}' trains nothing; measure models (wallprobe gains MODEL...), then: wallprobe claims {area}")
     preset = preset or chosen.preset
     if chosen.audits is not None:
-        _audit(chosen, parse_seeds(seeds), runs, jobs)
-        found = chosen.read(preset, runs, bundled=False)
-        show(chosen, found, judge_all(chosen, found), results=results, wanted=None, markdown=markdown, json=json)
+        _audit(chosen, parse_seeds(seeds), place.runs, jobs)
+        found = chosen.read(preset, place.runs, bundled=False)
+        show(chosen, found, judge_all(chosen, found), place, markdown=markdown)
         return
     wanted = plan.wanted_runs(chosen, parse_seeds(seeds), axes=axes)
-    measurements = read_measurements(preset, runs, bundled=False)
+    measurements = read_measurements(preset, place.runs, bundled=False)
     if plan.missing_runs(wanted, measurements):
-        settings = {"workers": jobs, "device": place, "compile": wants_compile("auto"), "engine": engine}
-        _train(wanted, preset, runs, settings)
-        measurements = read_measurements(preset, runs, bundled=False)
+        settings = {"workers": jobs, "device": device, "compile": wants_compile("auto"), "engine": engine}
+        _train(wanted, preset, place.runs, settings)
+        measurements = read_measurements(preset, place.runs, bundled=False)
     if plan.missing_steps(chosen, wanted, measurements):
-        _measure(chosen, preset, wanted, runs, place)
-        measurements = read_measurements(preset, runs, bundled=False)
-    show(chosen, measurements, judge_all(chosen, measurements), results=results, wanted=None, markdown=markdown, json=json)
+        _measure(chosen, preset, wanted, place.runs, device)
+        measurements = read_measurements(preset, place.runs, bundled=False)
+    show(chosen, measurements, judge_all(chosen, measurements), place, markdown=markdown)
 
 
 def _audit(area: "Area", seeds: tuple[int, ...], root: Path | None, jobs: int | None) -> None:

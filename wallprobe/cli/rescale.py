@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, reading
+from wallprobe.cli import options, reading
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -12,40 +12,29 @@ if TYPE_CHECKING:
 PLACES = {"all": "all tokens", "sink": "sinks alone", "non_sink": "other tokens"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="rescale")(rescale)
-
-
 def rescale(
-    models: reading.Models,
+    models: options.Models,
     layers: Annotated[str | None, typer.Option(help="Layers, such as 11,28,29.", show_default="the last two")] = None,
     branch: Annotated[str, typer.Option(help="mlp or attn.")] = "mlp",
     scales: Annotated[str, typer.Option(help="Factors of the sub-layer's output.")] = "0,0.5,1,2",
-    prompts: reading.Prompts = None,
-    column: reading.Column = None,
-    limit: reading.Limit = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of control layers.")] = 42,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    *,
+    sources: options.Sources,
+    seed: options.Seed = 42,
+    place: options.Place,
 ) -> None:
     """Scale a sub-layer's output at all tokens, at sinks or elsewhere: change of loss, entropy and first choice, beside random layers."""
     from wallprobe.hooks.gains.rescale import rescale as instrument
 
     wanted = None if layers is None else [int(number) for number in parse_numbers(layers, "--layers", "11,28", whole=True)]
     factors = parse_numbers(scales, "--scales", "0,0.5,2")
-    measured = reading.measure(
+    reading.measure(
         models,
         "rescale",
         lambda loaded, chosen, follow: instrument(loaded, chosen, wanted, branch, scales=factors, seed=seed, on_progress=follow),
-        (prompts, column, limit),
-        device=device,
-        runs=runs,
-        results=results,
+        sources,
+        place,
+        _table,
     )
-    reading.show(measured, json, _table)
 
 
 def parse_numbers(text: str, option: str, example: str, *, whole: bool = False) -> list[float]:

@@ -4,47 +4,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(rescue)
-
-
 def rescue(
-    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    names: options.RunNames,
     sequences: Annotated[int, typer.Option(help="Program sequences that come back to a token behind the wall.", min=10)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of those sequences and of the controls.")] = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 0,
+    *,
+    place: options.Place,
 ) -> None:
     """Move a supervised state to an unsupervised index with the same token, where the same answer is due: does the network give it?"""
-    from wallprobe import models
     from wallprobe.hooks.interchange.rescue import rescue as measure
-    from wallprobe.store.runs import resolve_run
 
-    place = models.pick_device(device)
-    found = [resolve_run(name, runs) for name in names]
-    for run in found:
-        run.verify()
-    measured = []
-    with common.progress() as view:
-        for run in found:
-            bar = view.add_task(f"rescue {run.name}", total=None)
-
-            def show(done: int, total: int, bar: Any = bar) -> None:
-                view.update(bar, completed=done, total=total)
-
-            measured.append(measure(run, sequences=sequences, seed=seed, device=place, on_stage=show))
-    for result in measured:
-        result.save(results)
-    common.print_measured(measured, json, _table, _reading)
+    asked = {"sequences": sequences, "seed": seed}
+    measured = common.measure_runs(
+        names,
+        "rescue",
+        lambda run, device, bar: measure(run, **asked, device=device, on_stage=lambda done, total: bar(completed=done, total=total)),
+        place,
+    )
+    common.finish_each(measured, "run", place, common.printing(_table, _reading))
 
 
 COLUMNS = {
@@ -66,12 +50,9 @@ def _published(result: "Result") -> dict[str, float]:
 
 def _table(result: "Result") -> Any:
     """A row a depth; the published figures beside the baseline's."""
-    from rich import box
-    from rich.table import Table
-
     published = _published(result)
     title = f"{result.summary['run']}: first choice with a state moved beyond the wall"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = empty(title, pad_edge=False)
     table.add_column("moved after", no_wrap=True)
     for heading in COLUMNS.values():
         table.add_column(heading, justify="right", no_wrap=True)

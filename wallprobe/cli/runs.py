@@ -1,16 +1,10 @@
 """`wallprobe runs`: what there is to measure."""
 
-import typer
-
-from wallprobe.cli import common
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(runs)
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 
-def runs(runs: common.Runs = None, json: common.Json = False) -> None:
+def runs(runs: options.Runs = None, json: options.Json = False) -> None:
     """List the finished runs: those in ./runs, then the bundled ones."""
     from wallprobe.store.runs import default_root, list_runs
 
@@ -30,10 +24,8 @@ def runs(runs: common.Runs = None, json: common.Json = False) -> None:
     if json:
         common.print_json({"kind": "runs", "summary": summary, "values": [], "manifest": {"store": str(runs or default_root())}})
         return
-    from rich import box
-    from rich.table import Table
 
-    table = Table(title="Runs", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty("Runs")
     for heading in ("run", "signal", "route", "preset", "steps", "minutes", "weights", "where"):
         table.add_column(heading, justify="right" if heading in ("steps", "minutes") else "left")
     for run, row in zip(found, summary, strict=True):

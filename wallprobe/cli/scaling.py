@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,11 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from wallprobe.store.results import Result
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="scaling")(scaling)
 
 
 def scaling(
@@ -30,13 +26,13 @@ def scaling(
     quantity: Annotated[
         str, typer.Option(help="final_mlp_gain, final_mlp_gain_no_sink, final_mlp_gain_no_first or final_mlp_gain_last.")
     ] = "final_mlp_gain",
-    at: Annotated[str | None, typer.Option(help="Sizes to extrapolate to, such as 70B,1.8T.", show_default="the seed's")] = None,
+    at: Annotated[str | None, typer.Option(help="Sizes to extrapolate to, such as 70B,1.8T.", show_default="the published ones")] = None,
     efficiency: Annotated[
         bool, typer.Option("--efficiency", help="Read stored flows: also eta over size, and the critical size N* where there is one.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 42,
-    results: common.Results = None,
-    json: common.Json = False,
+    seed: options.Seed = 42,
+    results: options.Results = None,
+    json: options.Json = False,
 ) -> None:
     """Fit gain = c x parameters^alpha, with every interval that says how far to believe it, and extrapolate."""
     from wallprobe.errors import ConfigError
@@ -155,10 +151,7 @@ def _between(low: float | None, high: float | None, form: str = ".3f") -> str:
 
 
 def _table(title: str, *heads: str, caption: str = "") -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title, caption=caption)
     table.add_column(heads[0], no_wrap=True)
     for head in heads[1:]:
         table.add_column(head, justify="right", no_wrap=True)

@@ -1,13 +1,11 @@
-"""What commands share that can read a model block by block: options, whether one has to be, and doing it."""
+"""What commands share that can read a model block by block: whether one has to be, and doing it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from wallprobe.cli import common, reading
+from wallprobe.cli import common, options, reading
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -15,11 +13,6 @@ if TYPE_CHECKING:
     from wallprobe.hooks.attach.prompt_sets import PromptSet
     from wallprobe.models.streamed import Streamed
     from wallprobe.store.results import Result
-
-Stream = Annotated[
-    bool | None, typer.Option("--stream/--no-stream", help="One block in memory at a time.", show_default="where it does not fit")
-]
-MaxRam = Annotated[str | None, typer.Option(help="Memory to stay within, such as 8GiB.", show_default="4/5 of what is free")]
 
 
 @dataclass(frozen=True)
@@ -39,11 +32,12 @@ class Room:
     device: str
 
     @classmethod
-    def of(cls, stream: bool | None, max_ram: str | None, results: Path | None, device: str) -> "Room":
-        """From options as typed; `device` as picked."""
+    def of(cls, stream: bool | None, memory: options.Memory, place: options.Place) -> "Room":
+        """From options as typed, `stream` in the place of the typed one."""
         from wallprobe.hooks.gains.streaming import default_budget, parse_size
 
-        return cls(stream, parse_size(max_ram) if max_ram else default_budget(), results, device)
+        device, room = place.pick(), memory.max_ram
+        return cls(stream, parse_size(room) if room else default_budget(), place.results, device)
 
     def streams(self, name: str) -> bool:
         """Whether this model is to be streamed."""
@@ -58,7 +52,7 @@ class Room:
 
 def run(
     name: str,
-    sources: tuple[str | None, str | None, int | None],
+    sources: options.Sources,
     room: Room,
     work: "Callable[[Streamed, PromptSet, Path, Callable[[int, int], None]], Result]",
     view: "Progress",
@@ -88,6 +82,6 @@ def run(
         common.err().print(told, soft_wrap=True, markup=False)
         view.update(bar, description=f"stream {short} (blocks)", total=model.n_layers, completed=0)
         state = (room.results or default_root()) / ".streams" / f"{short}-{chosen.data_hash[:12]}"
-        return work(model, chosen, state, reading.follower(view, bar))
+        return work(model, chosen, state, common.follower(view, bar))
     finally:
         model.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from wallprobe.cli import common
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -71,7 +72,7 @@ def run_sweep(jobs: "Sequence[Job]", runs: Path | None, *, json: bool, manifest:
         runs: run store.
         json: print one JSON object instead of the table.
         manifest: further fields of its manifest's config.
-        settings: of `training.sweep.sweep`.
+        settings: of `training.engines.sweep.sweep`.
     """
     from wallprobe.store.manifest import Stopwatch, provenance
     from wallprobe.training.engines.sweep import share_cores, sweep
@@ -96,14 +97,12 @@ def run_sweep(jobs: "Sequence[Job]", runs: Path | None, *, json: bool, manifest:
 
 
 def _print_table(outcomes: "Sequence[Outcome]") -> None:
-    from rich import box
-    from rich.table import Table
 
     def told(value: float | None, form: str) -> str:
         return "" if value is None else f"{value:{form}}"
 
     done = sum(outcome.ok for outcome in outcomes)
-    table = Table(title=f"{done} of {len(outcomes)} runs finished", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(f"{done} of {len(outcomes)} runs finished")
     for heading in ("run", "state", "seconds", "trained MAE", "wall ratio"):
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
     for outcome in outcomes:

@@ -5,28 +5,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common
+from wallprobe.cli import common, options
+from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(temperature)
-
-
 def temperature(
-    names: Annotated[list[str], typer.Argument(help="Runs: c0, p5@1337, or a run's folder.", metavar="RUN...")],
+    names: options.RunNames,
     temperatures: Annotated[
         str | None, typer.Option(help="Temperatures of the sweep, such as 0.5,1,2.", show_default="31 from 0.1 to 100")
     ] = None,
-    sequences: Annotated[int, typer.Option(help="Fresh sequences to measure on.", min=2)] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of those sequences.")] = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    sequences: options.Sequences = 2000,
+    seed: options.Seed = 0,
+    *,
+    place: options.Place,
 ) -> None:
     """KL from the exact answer over softmax temperatures, and the best one of each position: can a temperature recover Bayes?"""
     from wallprobe.hooks.wall import temperature as instrument
@@ -35,12 +29,10 @@ def temperature(
     measured = common.measure_runs(
         names,
         "temperature",
-        lambda run, place: instrument.temperature(run, temperatures=grid, sequences=sequences, seed=seed, device=place),
-        device=device,
-        runs=runs,
-        results=results,
+        lambda run, device, bar: instrument.temperature(run, temperatures=grid, sequences=sequences, seed=seed, device=device),
+        place,
     )
-    common.print_measured(measured, json, _table)
+    common.finish_each(measured, "run", place, common.printing(_table))
 
 
 def _temperature(value: float) -> str:
@@ -49,12 +41,9 @@ def _temperature(value: float) -> str:
 
 def _table(result: "Result") -> Any:
     """Positions down, the wall drawn as a line."""
-    from rich import box
-    from rich.table import Table
-
     data, horizon = result.data, int(result.data.attrs["horizon"])
     title = f"{result.summary['run']}: KL(P || Q_T) in bits, ±half the 95 % interval (the line is the wall)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = empty(title)
     for head in ("position", "T = 1", "best T", "KL at best T", "uniform guess", "top-1", "exact top-1"):
         table.add_column(head, justify="right", no_wrap=True)
     for position in data["position"].values:

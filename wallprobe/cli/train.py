@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, sweeping
+from wallprobe.cli import common, options, sweeping
 
 if TYPE_CHECKING:
     from wallprobe.training.wall.jobs import Job
@@ -15,22 +15,17 @@ if TYPE_CHECKING:
 LOG_LINE = 1000  # steps
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(train)
-
-
 def train(
     names: Annotated[
         list[str] | None, typer.Argument(help="Conditions, or condition@seed: c0 c1 p5@7.", metavar="[CONDITION...]", show_default=False)
     ] = None,
     matrix: Annotated[str | None, typer.Option(help="A set of conditions: wall (the thirteen), axes, all.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of those given without one.", show_default="42")] = None,
-    seeds: Annotated[str | None, typer.Option(help="How many (3: 42, 1337, 2024), or which (42,7).")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at once.", show_default="one a core", min=1)] = None,
-    engine: Annotated[str, typer.Option(help="local (worker processes) or ray ($RAY_ADDRESS, else one on this machine).")] = "local",
+    seeds: options.SeedsIfAny = None,
+    jobs: options.Jobs = None,
+    engine: options.Engine = "local",
     preset: Annotated[str, typer.Option(help="Recipe: small (a laptop), paper (the published one), tiny (seconds).")] = "small",
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of the preset's.", min=1)] = None,
+    steps: options.Steps = None,
     task: Annotated[
         str, typer.Option(help="What the sequences are: recurrence, quadratic, ..., with fields if need be (length:length=8).")
     ] = "recurrence",
@@ -43,14 +38,12 @@ def train(
         str, typer.Option("--compile", help="auto, on or off: compile the step (auto: where there is a C++ compiler).")
     ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of each run.", show_default="cores // runs at once", min=1)] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a run or an unfinished training of that name.")] = False,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    json: common.Json = False,
+    force: options.Force = False,
+    device: options.Device = "auto",
+    runs: options.Runs = None,
+    json: options.Json = False,
 ) -> None:
     """Train and evaluate runs, several side by side; run the same command again to go on after an interruption, to the same bytes."""
-    import dataclasses
-
     import torch
 
     from wallprobe import models
@@ -59,11 +52,7 @@ def train(
     from wallprobe.training.wall.compiler import wants_compile
     from wallprobe.training.wall.recipes import get_recipe
 
-    recipe = get_recipe(preset, steps=steps)
-    if checkpoint_every is not None:
-        recipe = dataclasses.replace(recipe, checkpoint_every=checkpoint_every)
-    if snapshot_every is not None:
-        recipe = dataclasses.replace(recipe, snapshot_every=snapshot_every)
+    recipe = get_recipe(preset, steps=steps, checkpoint_every=checkpoint_every, snapshot_every=snapshot_every)
     wanted = parse_task(task) if modulus is None else change(parse_task(task), modulus=modulus)
     todo = sweeping.chosen_jobs(sweeping.chosen_names(names, matrix, seeds, seed), recipe, wanted)
     place, compiled = models.pick_device(device), wants_compile(compile)

@@ -1,74 +1,56 @@
 """`wallprobe triangulate`: one gradient by several estimators, on several batches."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, diagnosing
+from wallprobe.cli import diagnosing, options
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(triangulate)
-
-
 def triangulate(
-    models: diagnosing.Models,
-    estimators: Annotated[
-        str | None, typer.Option(help="Names, commas between, options behind colons: bp,spsa:directions=4.", show_default="by model")
-    ] = None,
-    reference: Annotated[str | None, typer.Option(help="What the others are held to.", show_default="the first")] = None,
+    models: options.Checkpoints,
+    estimators: options.Estimators = None,
+    reference: options.Reference = None,
     ceiling: Annotated[str | None, typer.Option(help="A second reference: how well is the first known?")] = None,
     scope: Annotated[str, typer.Option(help="Parameters that figures are over: block or all.")] = "block",
     wide: Annotated[bool, typer.Option("--wide", help="Also norms, snr and what estimators say of themselves.")] = False,
-    prompts: diagnosing.Prompts = None,
-    text: diagnosing.Text = None,
-    batches: diagnosing.Batches = 4,
-    size: diagnosing.Size = None,
-    length: diagnosing.Length = None,
-    seed: diagnosing.Seed = 0,
-    device: common.Device = "auto",
-    runs: common.Runs = None,
-    results: common.Results = None,
-    json: common.Json = False,
+    *,
+    sample: options.Sample,
+    place: options.Place,
 ) -> None:
     """Is an estimated gradient the gradient: cosine, size, and does it agree with itself from batch to batch?"""
     from wallprobe.hooks.diagnostics import triangulate as instrument
     from wallprobe.hooks.diagnostics import triangulate_report as telling
     from wallprobe.store.manifest import Stopwatch
 
-    watch, want = Stopwatch(), diagnosing.wanted(prompts, text, batches, size, length, seed)
+    watch, want, seed = Stopwatch(), sample.wanted(), sample.seed
     chosen = instrument.choose(estimators, reference, ceiling)
     rows = diagnosing.each(
         models,
         "triangulate",
         want,
         lambda subject, follow: instrument.measure(subject, chosen or instrument.usual(subject), seed=seed, on_progress=follow),
-        device=device,
-        runs=runs,
+        place,
     )
     result = telling.report(rows, watch, scope=scope, seed=seed)
-    result.save(results)
     summaries = telling.summaries(rows, scope)
-    if json:
-        common.print_json(result.to_json() | ({"summary": summaries} if len(rows) > 1 else {}))
-        return
-    out = common.out()
-    for table in (_rows(result, summaries), *_estimators(result, wide), _groups(result)):
-        out.print(table)
+    diagnosing.finish(result, summaries, place, _shown(result, summaries, wide))
+
+
+def _shown(result: "Result", summaries: list[dict[str, Any]], wide: bool) -> Iterator[Any]:
+    """The tables, and why an estimator says nothing."""
+    yield from (_rows(result, summaries), *_estimators(result, wide), _groups(result))
     for cell in result.values:
         if cell["reason"]:
-            out.print(f"{cell['ckpt']}, {cell['estimator']}: {cell['reason']}", soft_wrap=True, markup=False)
-    for summary in summaries:
-        out.print(summary["finding"], style="bold", soft_wrap=True, markup=False)
-    out.print("[dim]see it: wallprobe gallery --open[/dim]")
+            yield f"{cell['ckpt']}, {cell['estimator']}: {cell['reason']}"
 
 
 def _rows(result: "Result", summaries: list[dict[str, Any]]) -> Any:
-    """The seed's columns, a row a checkpoint."""
+    """The published table's columns, a row a checkpoint."""
     from wallprobe.hooks.diagnostics.triangulate import family
 
     tested, reference, ceiling = (result.data.attrs[role] for role in ("tested", "reference", "ceiling"))

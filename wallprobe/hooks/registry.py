@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from wallprobe import models
-from wallprobe.errors import ConfigError, InstrumentError, UnknownNameError
-from wallprobe.plugins import check_part, collect
+from wallprobe.errors import ConfigError, InstrumentError, look_up
+from wallprobe.plugins import collect, first_of_name, one_or_several
 from wallprobe.store.results import Result
 from wallprobe.store.runs import resolve_run
 
@@ -72,14 +72,7 @@ def built_in() -> Mapping[str, Instrument]:
 
 def instruments() -> Mapping[str, Instrument]:
     """Every registered instrument by name; the built-in ones win a clash."""
-    known: dict[str, Instrument] = {}
-    for instrument in collect("wallprobe.instruments", _unfold):
-        known.setdefault(instrument.name, instrument)
-    return known
-
-
-def _unfold(value: Any) -> list[Instrument]:
-    return [check_part(one, Instrument) for one in ((value,) if isinstance(value, Instrument) else value().values())]
+    return first_of_name(collect("wallprobe.instruments", one_or_several(Instrument)))
 
 
 def get_instrument(name: str) -> Instrument:
@@ -88,10 +81,7 @@ def get_instrument(name: str) -> Instrument:
     Raises:
         UnknownNameError: if there is none; the message lists those there are.
     """
-    known = instruments()
-    if name not in known:
-        raise UnknownNameError(f"no instrument named '{name}'; there are: {', '.join(known)}")
-    return known[name]
+    return look_up("instrument", name, instruments())
 
 
 def parse_options(instrument: Instrument, texts: tuple[str, ...]) -> dict[str, Any]:

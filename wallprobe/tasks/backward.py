@@ -1,7 +1,7 @@
 """The task `backward`: the recurrence's sequences presented last token first, so that the rule must be run against its arrow.
 
 y_i = x_{T-1-i}. A slope a != 0 reverses into another linear rule (slope 1/a, offset -b/a); a = 0 does not: x_0, b, b, ... becomes
-b, ..., b, x_0, and its last token is free. Source: spec wall.md section 2; the reading is ours.
+b, ..., b, x_0, and its last token is free. Source: the roof experiment, 2; the reading is ours.
 """
 
 from dataclasses import dataclass
@@ -11,30 +11,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from wallprobe.tasks.recurrence import RecurrenceTask, read
-from wallprobe.tasks.task import Drawn, Posterior, Task, check_field, class_weight, peaked
+from wallprobe.tasks.task import Drawn, Posterior, PrimeTask, class_weight, peaked
 
 
 @dataclass(frozen=True)
-class BackwardTask(Task):
+class BackwardTask(PrimeTask):
     """Reversed linear recurrences mixed with uniform noise; a, b and x_0 uniform on Z_p as in the recurrence.
 
     Raises:
         ConfigError: if the modulus is not prime, the length below 3, or the prior outside (0, 1).
     """
 
-    modulus: int = 17
-    length: int = 16
-    program_prior: float = 0.5
-
     name = "backward"
-
-    def __post_init__(self) -> None:
-        check_field(self.modulus, self.length, self.program_prior)
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens: p."""
-        return self.modulus
 
     def sample(self, count: int, generator: torch.Generator) -> Drawn:
         """The recurrence's own sequences, reversed."""

@@ -1,7 +1,7 @@
 """The task `heldout-prefix`: the recurrence with one in five of its openings kept from training.
 
 A generic prefix is x_0, x_1, x_2 with x_1 != x_0: it fixes the rule. SHA-256 puts each into one of five buckets. Programs and noise are
-kept from the held bucket alike, or the prefix itself would tell noise from programs. Source: spec wall.md section 2; the hash, the
+kept from the held bucket alike, or the prefix itself would tell noise from programs. Source: Misra's code; the hash, the
 definition of generic and the posterior's conditioning are ours.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wallprobe.errors import ConfigError
 from wallprobe.tasks.recurrence import linear_posterior, roll_out
-from wallprobe.tasks.task import Drawn, Posterior, Task, check_field, from_predictive, mix
+from wallprobe.tasks.task import Drawn, Posterior, PrimeTask, from_predictive, mix
 
 BUCKETS = 5
 SPLITS = ("train", "held", "full")
@@ -60,7 +60,7 @@ def _openings(modulus: int, bucket: int, prior: float) -> tuple[Float[Tensor, "f
 
 
 @dataclass(frozen=True)
-class HeldoutTask(Task):
+class HeldoutTask(PrimeTask):
     """Linear recurrences and noise whose three-token prefix lies in chosen buckets.
 
     Args:
@@ -75,27 +75,19 @@ class HeldoutTask(Task):
         ConfigError: as the recurrence, for another bucket or split, or if a small p leaves the bucket empty.
     """
 
-    modulus: int = 17
-    length: int = 16
-    program_prior: float = 0.5
     bucket: int = 0
     split: str = "train"
 
     name = "heldout-prefix"
 
     def __post_init__(self) -> None:
-        check_field(self.modulus, self.length, self.program_prior)
+        super().__post_init__()
         if self.bucket not in range(BUCKETS):
             raise ConfigError(f"bucket {self.bucket} does not exist; give 0 to {BUCKETS - 1}")
         if self.split not in SPLITS:
             raise ConfigError(f"split '{self.split}' is none of {', '.join(SPLITS)}")
         if not bool((buckets(self.modulus) == self.bucket).any()):
             raise ConfigError(f"modulus {self.modulus} leaves bucket {self.bucket} empty; give a larger one")
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens: p."""
-        return self.modulus
 
     def sample(self, count: int, generator: torch.Generator) -> Drawn:
         """Programs uniform over the (a, b, x_0), noise over the sequences, whose prefix the split allows."""

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wallprobe.errors import ConfigError, StoreError, UnknownNameError
+from wallprobe.errors import ConfigError, StoreError, look_up
 from wallprobe.rng import generator
 from wallprobe.store.runs import BUNDLED
 
@@ -90,10 +90,9 @@ def load_images(name: str, folder: Path | None = None) -> Images:
         ConfigError: if its files are nowhere to be found; the message says how to get them.
         StoreError: if they are damaged.
     """
-    if name not in DATA:
-        raise UnknownNameError(f"no data named '{name}'; there are: {', '.join(DATA)}")
+    read = look_up("data", name, DATA)
     given = os.environ.get("WALLPROBE_DATA")
-    return DATA[name](folder or (Path(given) if given else None))
+    return read(folder or (Path(given) if given else None))
 
 
 def _standardise(name: str, source: str, train: tuple[Bytes, Bytes], test: tuple[Bytes, Bytes]) -> Images:

@@ -1,7 +1,7 @@
 """The task `opaque`: the recurrence under a fresh random relabelling of its symbols, which a header gives.
 
 Layout: s(0) s(1) ... s(p-1), the separator (token p), then s(x_0) s(x_1) ... The relabelling s is uniform over all p! and drawn anew
-for each sequence, so no symbol means a number by itself. Source: spec wall.md section 2; the layout is ours.
+for each sequence, so no symbol means a number by itself. Source: Misra's code; the layout is ours.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from wallprobe.errors import ConfigError
 from wallprobe.tasks.recurrence import RecurrenceTask, linear_posterior
-from wallprobe.tasks.task import Drawn, Posterior, Task, check_field, from_predictive
+from wallprobe.tasks.task import Drawn, Posterior, PrimeTask, from_predictive
 
 
 @dataclass(frozen=True)
-class OpaqueTask(Task):
+class OpaqueTask(PrimeTask):
     """Relabelled linear recurrences mixed with relabelled noise, each behind its header.
 
     Args:
@@ -28,14 +28,14 @@ class OpaqueTask(Task):
         ConfigError: if the modulus is not prime, the body shorter than 3, or the prior outside (0, 1).
     """
 
-    modulus: int = 17
     length: int = 34
-    program_prior: float = 0.5
 
     name = "opaque"
 
-    def __post_init__(self) -> None:
-        check_field(self.modulus, self.length, self.program_prior, shortest=self.modulus + 4)
+    @property
+    def shortest(self) -> int:
+        """Header, separator and three tokens."""
+        return self.modulus + 4
 
     @property
     def vocabulary(self) -> int:

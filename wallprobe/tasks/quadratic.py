@@ -1,6 +1,6 @@
 """The task `quadratic`: programs follow x' = x^2 + b (mod p), a many-to-one map, so that no rule can be run backwards.
 
-Program: b and x_0 uniform on Z_p; noise as in the recurrence. Source: spec wall.md section 2; the prior over b and x_0 is ours.
+Program: b and x_0 uniform on Z_p; noise as in the recurrence. Source: the roof experiment, 2; the prior over b and x_0 is ours.
 """
 
 from dataclasses import dataclass
@@ -9,30 +9,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from wallprobe.tasks.task import Drawn, Posterior, Task, check_field, class_weight, mix, peaked
+from wallprobe.tasks.task import Drawn, Posterior, PrimeTask, class_weight, mix, peaked
 
 
 @dataclass(frozen=True)
-class QuadraticTask(Task):
+class QuadraticTask(PrimeTask):
     """Quadratic recurrences with one parameter, mixed with uniform noise.
 
     Raises:
         ConfigError: if the modulus is not prime, the length below 3, or the prior outside (0, 1).
     """
 
-    modulus: int = 17
-    length: int = 16
-    program_prior: float = 0.5
-
     name = "quadratic"
-
-    def __post_init__(self) -> None:
-        check_field(self.modulus, self.length, self.program_prior)
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens: p."""
-        return self.modulus
 
     def sample(self, count: int, generator: torch.Generator) -> Drawn:
         """Each sequence a program with probability `program_prior`, else uniform noise."""

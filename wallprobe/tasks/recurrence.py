@@ -1,6 +1,6 @@
 """The recurrence task: half the sequences follow x' = a x + b (mod p), half are noise; the exact Bayesian answer is known.
 
-Positions and indices as in `task`. Source: seed 000, spec wall.md section 2.
+Positions and indices as in `task`. Source: Misra's essay; the wall study, "The wall is real".
 """
 
 import functools
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from wallprobe.errors import ConfigError
-from wallprobe.tasks.task import Drawn, Posterior, Task, check_field, class_weight, is_prime, peaked
+from wallprobe.tasks.task import Drawn, Posterior, PrimeTask, class_weight, is_prime, peaked
 
 __all__ = ["Posterior", "RecurrenceTask", "Sequences", "is_prime"]
 
@@ -93,7 +93,7 @@ def linear_posterior(
     """The exact answer for linear recurrences modulo p against uniform noise, for any number of tokens from 2 on.
 
     With c_k the number of rules (a, b) that agree with the first k tokens, the Bayes factor of program against
-    noise is c_k p^(k-3), and P = w P_program + (1 - w) / p (spec wall.md section 2).
+    noise is c_k p^(k-3), and P = w P_program + (1 - w) / p.
     """
     seen = read(tokens, modulus)
     weights = _weights(modulus, tokens.shape[1], prior).to(tokens.device, dtype)
@@ -112,7 +112,7 @@ def roll_out(
 
 
 @dataclass(frozen=True)
-class RecurrenceTask(Task):
+class RecurrenceTask(PrimeTask):
     """Linear recurrences modulo a prime mixed with uniform noise.
 
     Args:
@@ -124,14 +124,7 @@ class RecurrenceTask(Task):
         ConfigError: if the modulus is not prime, the length below 3, or the prior outside (0, 1).
     """
 
-    modulus: int = 17
-    length: int = 16
-    program_prior: float = 0.5
-
     name = "recurrence"
-
-    def __post_init__(self) -> None:
-        check_field(self.modulus, self.length, self.program_prior)
 
     def config(self) -> dict[str, int | float]:
         """The fields by name, for a manifest."""
@@ -147,11 +140,6 @@ class RecurrenceTask(Task):
         if entry.get("name", cls.name) != cls.name:
             raise ConfigError(f"this instrument reads linear recurrences, not task '{entry['name']}'; give a run of the task {cls.name}")
         return cls(**{key: value for key, value in entry.items() if key != "name"})
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens."""
-        return self.modulus
 
     @property
     def suffix(self) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from wallprobe.errors import ConfigError, UnknownNameError
-from wallprobe.plugins import check_part, collect
+from wallprobe.errors import ConfigError, look_up
+from wallprobe.plugins import check_part, collect, first_of_name
 from wallprobe.tasks.backward import BackwardTask
 from wallprobe.tasks.heldout import HeldoutTask
 from wallprobe.tasks.opaque import OpaqueTask
@@ -18,7 +18,7 @@ from wallprobe.tasks.text import NAME as TEXT
 
 
 def built_in() -> Mapping[str, type[Task]]:
-    """The recurrence and its variants (spec wall.md section 2), by name."""
+    """The recurrence and its variants, by name."""
     classes = (RecurrenceTask, QuadraticTask, BackwardTask, OpaqueTask, ShuffledTask, ModulusTask, LengthTask, HeldoutTask)
     return {task.name: task for task in classes}
 
@@ -28,10 +28,7 @@ def tasks() -> Mapping[str, type[Task]]:
 
     The built-in ones win a clash.
     """
-    known: dict[str, type[Task]] = {}
-    for task in collect("wallprobe.tasks", _unfold):
-        known.setdefault(task.name, task)
-    return known
+    return first_of_name(collect("wallprobe.tasks", _unfold))
 
 
 def _unfold(value: Any) -> Iterable[type[Task]]:
@@ -48,11 +45,9 @@ def get_task(name: str, **options: Any) -> Task:
         UnknownNameError: if there is none; the message lists those there are.
         ConfigError: for a field it does not have, or a value it refuses.
     """
-    known = tasks()
-    if name not in known:
-        raise UnknownNameError(f"no task named '{name}'; there are: {', '.join(known)}")
-    _check(known[name], options)
-    return known[name](**options)
+    task = look_up("task", name, tasks())
+    _check(task, options)
+    return task(**options)
 
 
 def from_manifest(entry: Mapping[str, Any]) -> Task:

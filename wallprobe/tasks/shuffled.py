@@ -1,7 +1,7 @@
 """The task `shuffled`: the recurrence's sequence cut into triples, which are presented in random order.
 
 Triple m is (x_3m, x_3m+1, x_3m+2); the order is uniform over all. Within a triple the rule forces the next token; its first token is
-that of a triple not shown yet, which one being unknown. Noise is uniform. Source: spec wall.md section 2; the reading is ours.
+that of a triple not shown yet, which one being unknown. Noise is uniform. Source: Misra's code; the reading is ours.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from wallprobe.errors import ConfigError
 from wallprobe.tasks.recurrence import RecurrenceTask, inverses
-from wallprobe.tasks.task import Drawn, Posterior, Task, check_field, class_weight, from_predictive, mix, peaked
+from wallprobe.tasks.task import Drawn, Posterior, PrimeTask, class_weight, from_predictive, mix, peaked
 
 
 @dataclass(frozen=True)
-class ShuffledTask(Task):
+class ShuffledTask(PrimeTask):
     """Linear recurrences in shuffled triples, mixed with uniform noise.
 
     Args:
@@ -28,21 +28,19 @@ class ShuffledTask(Task):
         ConfigError: as the recurrence, or if the length is no multiple of 3 or below 6.
     """
 
-    modulus: int = 17
     length: int = 15
-    program_prior: float = 0.5
 
     name = "shuffled"
 
     def __post_init__(self) -> None:
-        check_field(self.modulus, self.length, self.program_prior, shortest=6)
+        super().__post_init__()
         if self.length % 3:
             raise ConfigError(f"length {self.length} is no multiple of 3; give 15, 18, 21, ...")
 
     @property
-    def vocabulary(self) -> int:
-        """Number of tokens: p."""
-        return self.modulus
+    def shortest(self) -> int:
+        """Two triples."""
+        return 6
 
     def sample(self, count: int, generator: torch.Generator) -> Drawn:
         """Each sequence a program in shuffled triples with probability `program_prior`, else uniform noise."""

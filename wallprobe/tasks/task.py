@@ -1,4 +1,4 @@
-"""What a task is: sequences to draw and the exact Bayesian answer to them. Every variant of spec wall.md section 2 is one.
+"""What a task is: sequences to draw and the exact Bayesian answer to them. The recurrence and each of its variants is one.
 
 Index i is the place of a token. Position t is the prediction OF token t from the tokens before it; positions run from 1 to
 length - 1, and arrays over positions hold position t in column t - 1.
@@ -105,6 +105,32 @@ class Task(abc.ABC):
     def config(self) -> dict[str, Any]:
         """Name and fields as plain JSON; `registry.from_manifest` reads it back."""
         return {"name": self.name} | {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class PrimeTask(Task):
+    """A task over Z_p of the usual sizes whose tokens are the p symbols.
+
+    Raises:
+        ConfigError: if the modulus is not prime, the length below `shortest`, or the prior outside (0, 1).
+    """
+
+    modulus: int = 17
+    length: int = 16
+    program_prior: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_field(self.modulus, self.length, self.program_prior, self.shortest)
+
+    @property
+    def shortest(self) -> int:
+        """Tokens from which on the task shows itself."""
+        return 3
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens: p."""
+        return self.modulus
 
 
 def check_field(modulus: int, length: int, program_prior: float, shortest: int = 3) -> None:

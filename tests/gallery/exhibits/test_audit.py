@@ -6,9 +6,10 @@ import pytest
 from wallprobe.gallery import build_site
 from wallprobe.gallery.exhibit import Figure, Table
 from wallprobe.gallery.exhibits.audit import exhibit
-from wallprobe.training.audit.diagnostics import Series, Thresholds
+from wallprobe.training.audit.diagnostics import Series
 from wallprobe.training.audit.quantities import LAYERED
 from wallprobe.training.audit.record import Described, combine, judged, make_result
+from wallprobe.training.audit.thresholds import Thresholds
 
 ATTACK = "</script><img src=x onerror=window.pwned=1>"
 MANIFEST = {"command": "wallprobe audit run", "config": {}, "created": "2026-01-02T03:04:05+00:00", "subject": ATTACK, "run": "r"}

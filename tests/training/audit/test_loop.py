@@ -11,10 +11,10 @@ from wallprobe.errors import BusyError, CheckpointError, ConfigError, StoreError
 from wallprobe.store.storage import sha256_file
 from wallprobe.tasks import images
 from wallprobe.training.audit import campaign, loop
-from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import make_job
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.audit.record import judged
+from wallprobe.training.audit.thresholds import Thresholds
 from wallprobe.training.estimators.nets import Sizes, build_net
 from wallprobe.training.wall.loop import own
 
@@ -96,14 +96,6 @@ def test_the_wrong_run_under_a_name_a_damaged_checkpoint_and_a_busy_one(tmp_path
         loop.audit(wanted, tmp_path)
     with own(folder), pytest.raises(BusyError):
         loop.audit(wanted, tmp_path)
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_many_in_worker_processes_and_their_baselines(tmp_path, one_thread):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from wallprobe.errors import ConfigError
 from wallprobe.tasks.images import load_images
-from wallprobe.training.audit.diagnostics import Baseline, Series, Thresholds, diagnose, fires, should_stop, slope
+from wallprobe.training.audit.diagnostics import Baseline, Series, diagnose, fires, should_stop, slope
 from wallprobe.training.audit.quantities import LAYERED, Lens, clamped_cosine, exact_cosine, observe, reference
+from wallprobe.training.audit.thresholds import Thresholds
 from wallprobe.training.estimators import feedback
 from wallprobe.training.estimators.nets import BatchNorm, Sizes, build_net
 from wallprobe.training.estimators.protocol import Batch

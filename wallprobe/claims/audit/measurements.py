@@ -1,4 +1,4 @@
-"""Where the second seed's ledger reads: the audits stored under RUNS/audit, and those that came with the package.
+"""Where the audit study's ledger reads: the audits stored under RUNS/audit, and those that came with the package.
 
 An audit counts if its settings are those of the job that the ledger names; of a bundled one, the top state's moments are kept.
 """
@@ -14,8 +14,8 @@ from wallprobe.errors import ConfigError, UnknownNameError
 from wallprobe.store.runs import RunName
 from wallprobe.store.storage import read_json, write_atomic
 from wallprobe.training.audit.campaign import CAMPAIGN, METHODS, judge_with_baseline, stored, variant
-from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import AuditJob, make_job
+from wallprobe.training.audit.thresholds import Thresholds
 
 PRESET, DATA, AUDIT = "campaign", "fashion_mnist", "audit"
 LEFT = ("command", "evidence", "cpu_count")  # what names a machine's folders, or can be made again

@@ -14,8 +14,8 @@ from typing import Any
 from wallprobe.claims.ledger.measurements import OTHER, READOUT, Measurements, read_measurements
 from wallprobe.claims.ledger.quantities import Quantity, Reading
 from wallprobe.claims.ledger.rules import RULES, Interval
-from wallprobe.errors import UnknownNameError
-from wallprobe.plugins import check_part, collect
+from wallprobe.errors import look_up
+from wallprobe.plugins import check_part, collect, first_of_name
 from wallprobe.training.audit.job import AuditJob
 
 REPRODUCED, NOT_REPRODUCED, UNMEASURED = VERDICTS = ("reproduced", "not reproduced", "not measured")
@@ -31,21 +31,21 @@ class Claim:
         topic: heading it stands under.
         kind: "pattern" or "figure".
         statement: in our words.
-        seed: the seed's figure as (low, high), equal for a single figure; None where the seed gives a statement only.
+        published: the figure as (low, high), equal for a single figure; None where the study gives a statement only.
         quantity: what is measured; None where no instrument here measures it.
         rule: kind of rule in `rules.RULES`.
         accepted: values that reproduce it.
         units: of the value.
         requires: a further quantity and the values it must have, for instance that the run has learnt its task.
         pattern: id of the pattern that a figure belongs to.
-        note: what a reader must know, for instance a reading that the seed leaves open.
+        note: what a reader must know, for instance a reading that the study leaves open.
     """
 
     id: str
     topic: str
     kind: str
     statement: str
-    seed: tuple[float, float] | None
+    published: tuple[float, float] | None
     quantity: Quantity | None
     rule: str
     accepted: Interval
@@ -61,7 +61,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Area:
-    """The claims of one seed and what it takes to measure them.
+    """The claims of one study and what it takes to measure them.
 
     Attributes:
         name: as typed after `wallprobe claims`.
@@ -128,10 +128,7 @@ class Verdict:
 
 def areas() -> Mapping[str, Area]:
     """Every registered area by name (entry points `wallprobe.claims`, each a function that makes an `Area`)."""
-    known: dict[str, Area] = {}
-    for area in collect("wallprobe.claims", lambda make: [check_part(make(), Area)]):
-        known.setdefault(area.name, area)
-    return known
+    return first_of_name(collect("wallprobe.claims", lambda make: [check_part(make(), Area)]))
 
 
 def get_area(name: str) -> Area:
@@ -140,10 +137,7 @@ def get_area(name: str) -> Area:
     Raises:
         UnknownNameError: if there is none; the message lists those there are.
     """
-    known = areas()
-    if name not in known:
-        raise UnknownNameError(f"no claims named '{name}'; there are: {', '.join(sorted(known))}")
-    return known[name]
+    return look_up("claims", name, dict(sorted(areas().items())))
 
 
 def judge(claim: Claim, measurements: Measurements) -> Verdict:

@@ -1,4 +1,4 @@
-"""Auditing a model of yours as it stands: your network and your credits against the true gradient (second seed; spec audit.md).
+"""Auditing a model of yours as it stands: your network and your credits against the true gradient (the audit study).
 
 An adapter is a function without arguments that returns a `Subject`; `wallprobe audit check module:function` (or `file.py:function`)
 calls it. A finished audit run is checked the same way, by its name.
@@ -26,10 +26,11 @@ from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result
 from wallprobe.store.storage import read_json
 from wallprobe.training.audit.campaign import job_from
-from wallprobe.training.audit.diagnostics import Series, Thresholds
+from wallprobe.training.audit.diagnostics import Series
 from wallprobe.training.audit.loop import FOLDER, load_net, series
 from wallprobe.training.audit.quantities import Lens, observe
 from wallprobe.training.audit.record import Described, judged, make_result
+from wallprobe.training.audit.thresholds import Thresholds
 from wallprobe.training.estimators.protocol import Batch, CreditEstimator, make_estimator
 
 

@@ -1,6 +1,6 @@
 """Gains from norms: the definitions, which tokens count, and the means. Knows no model; every array here is fp64.
 
-Definitions and the trouble with each: specification of the gains, B1 to B3; seed 003.
+`sublayer` is the gains study's (the author's code); the trouble with each definition stands with it.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wallprobe.errors import UnknownNameError
+from wallprobe.errors import look_up
 
 SINK_FACTOR = 10.0
 DEFAULT = "sublayer"
@@ -137,9 +137,7 @@ def get_definition(name: str) -> Definition:
     Raises:
         UnknownNameError: if there is none.
     """
-    if name not in DEFINITIONS:
-        raise UnknownNameError(f"no gain definition named '{name}'; there are: {', '.join(DEFINITIONS)}")
-    return DEFINITIONS[name]
+    return look_up("gain definition", name, DEFINITIONS)
 
 
 def times_median(norms: Norms) -> Float[Tensor, " token"]:
@@ -161,7 +159,7 @@ Reduction = Callable[[Float[Tensor, "layer token"], Float[Tensor, "layer token"]
 # How tokens become one figure a prompt: of numerators and denominators, only the tokens that count.
 REDUCTIONS: Mapping[str, tuple[str, Reduction]] = MappingProxyType(
     {
-        "ratio_of_means": ("ratio of token means (the seed's)", lambda over, under: over.mean(dim=-1) / under.mean(dim=-1)),
+        "ratio_of_means": ("ratio of token means (the gains study's)", lambda over, under: over.mean(dim=-1) / under.mean(dim=-1)),
         "mean_of_ratios": ("mean over tokens of each one's ratio", lambda over, under: (over / under).mean(dim=-1)),
         "geomean": ("geometric mean over tokens of each one's ratio", lambda over, under: (over / under).log().mean(dim=-1).exp()),
         "median": ("median over tokens of each one's ratio", lambda over, under: (over / under).quantile(0.5, dim=-1)),
@@ -184,9 +182,7 @@ def get_reduction(name: str) -> tuple[str, Reduction]:
     Raises:
         UnknownNameError: if there is none of that name.
     """
-    if name not in REDUCTIONS:
-        raise UnknownNameError(f"no token reduction named '{name}'; there are: {', '.join(REDUCTIONS)}")
-    return REDUCTIONS[name]
+    return look_up("token reduction", name, REDUCTIONS)
 
 
 def get_positions(name: str) -> str:
@@ -195,9 +191,7 @@ def get_positions(name: str) -> str:
     Raises:
         UnknownNameError: if there is none of that name.
     """
-    if name not in POSITIONS:
-        raise UnknownNameError(f"no positions named '{name}'; there are: {', '.join(POSITIONS)}")
-    return POSITIONS[name]
+    return look_up("positions", name, POSITIONS)
 
 
 def keeps(norms: Norms) -> dict[str, Bool[Tensor, " token"]]:

@@ -16,11 +16,11 @@ from wallprobe.store import runs
 from wallprobe.store.results import Result, load_result
 from wallprobe.store.storage import read_json, scratch
 from wallprobe.tasks.images import Images, load_images
-from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import AuditJob, make_job
 from wallprobe.training.audit.loop import AUDIT, FOLDER, Progress, at, audit, finished, folder_of
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.audit.record import judged
+from wallprobe.training.audit.thresholds import Thresholds
 from wallprobe.training.audit.wall import ARCH
 from wallprobe.training.engines.allocator import keep_freed
 from wallprobe.training.engines.orphans import end_with_parent

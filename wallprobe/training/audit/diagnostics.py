@@ -1,23 +1,21 @@
-"""From an audit's series to what fires, when, with which evidence, and a verdict (spec audit.md A6). Nothing here trains or measures.
+"""From an audit's series to what fires, when, with which evidence, and a verdict (the audit study). Nothing here trains or measures.
 
-A diagnostic is looked at after whole epochs only, as the seed does; moments between them are for the figures.
+A diagnostic is looked at after whole epochs only, as the study does; moments between them are for the figures.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from wallprobe.errors import ConfigError
+from wallprobe.findings import beyond
+from wallprobe.training.audit.thresholds import Thresholds
 
 Row = npt.NDArray[np.float64]
 VERDICTS = ("SOUND", "NO_DEEP_CREDIT", "INFLATED", "DEGENERATE")  # from good to bad
-# statistic of (a') -> its limit
-GROWTHS: Mapping[str, float] = MappingProxyType({"block_ratio": 100.0, "weight_delta": 100.0, "weight_product": 1e4})
 MEANINGS: Mapping[str, str] = MappingProxyType(
     {
         "a": "inflation: |h_L| over its initial value",
@@ -29,49 +27,6 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "f": "frozen blocks do as well",
     }
 )
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """When a diagnostic fires. Of the second seed: (a), (b) and a growth detector; which statistic and which limits it does not say.
-
-    Attributes:
-        inflation: (a), |h_L| over |h_L| at initialisation.
-        growth: (a'), one of `GROWTHS`.
-        growth_limit: (a'), None for that statistic's own.
-        floor: (b), in units of the clamp's eps.
-        below_share: (b'), share of samples with a reference shorter than eps.
-        bias: (b'), distance of clamped and exact cosine.
-        elasticity: (c), factor by which |h_L| |g_L| may differ from its initial value in a unit collapse.
-        slope_low, slope_high: (c), of log |g_L| on log |h_L|.
-        patience: whole epochs for which (b) or (a') must go on holding before an early stop.
-    """
-
-    inflation: float = 100.0
-    growth: str = "block_ratio"
-    growth_limit: float | None = None
-    floor: float = 10.0
-    below_share: float = 0.05
-    bias: float = 0.01
-    elasticity: float = 30.0
-    slope_low: float = -1.15
-    slope_high: float = -0.75
-    patience: int = 1
-
-    def __post_init__(self) -> None:
-        if self.growth not in GROWTHS:
-            raise ConfigError(f"growth statistic '{self.growth}' is none of {', '.join(GROWTHS)}")
-        if self.patience < 0:
-            raise ConfigError(f"patience {self.patience} is negative; give 0 or more epochs")
-
-    @property
-    def limit(self) -> float:
-        """Of the growth statistic."""
-        return GROWTHS[self.growth] if self.growth_limit is None else self.growth_limit
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self) | {"growth_limit": self.limit}
 
 
 @dataclass(frozen=True)
@@ -147,7 +102,7 @@ def fires(series: Series, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]
     at = {name: values[:, 1:] for name, values in series.layered.items()}
     h, g = series.top("h_norm"), series.top("g_norm")
     gamma = at["gamma_exact"].mean(1)
-    nudged = [at[name].mean(1) >= at[f"{name}_low"].mean(1) for name in ("nudge_1e-3", "nudge_1e-2")]
+    nudged = [_as_random(at[name].mean(1), at[f"{name}_low"].mean(1)) for name in ("nudge_1e-3", "nudge_1e-2")]
     return {
         "a": h / h[0] > limits.inflation,
         "a_prime": at[limits.growth].max(1) > limits.limit,
@@ -156,6 +111,12 @@ def fires(series: Series, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]
         "d": nudged[0] & nudged[1],
         "e": (gamma >= series.deep_null[:, 0]) & (gamma <= series.deep_null[:, 1]),
     }
+
+
+def _as_random(credit: Row, random: Row) -> npt.NDArray[np.bool_]:
+    """At which moments the loss falls no more against the credit than along the best random direction, rounding aside; not where unseen."""
+    pairs = zip(credit.tolist(), random.tolist(), strict=True)
+    return np.asarray([not (math.isnan(own) or math.isnan(other) or beyond(other, own)) for own, other in pairs])
 
 
 def first_epochs(series: Series, fired: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, int | None]:

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError, UnknownNameError, look_up
 from wallprobe.tasks.images import DATA, Images, load_images
 from wallprobe.training.audit import wall
-from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.quantities import Lens
+from wallprobe.training.audit.thresholds import Thresholds
 from wallprobe.training.estimators.nets import NETS, Net, Sizes, build_net
 from wallprobe.training.estimators.protocol import makers
 
@@ -138,8 +138,6 @@ def make_job(arch: str, method: str, data: str, seed: int, **given: Any) -> Audi
         UnknownNameError, ConfigError: for what is not there or not accepted.
     """
     data = wall.DATA if arch == wall.ARCH and data == USUAL_DATA else data
-    if data not in USUAL:
-        raise UnknownNameError(f"no data named '{data}'; there are: {', '.join(USUAL)}")
-    usual = dict(zip(("epochs", "batch", "lr", "label_noise"), USUAL[data], strict=True))
+    usual = dict(zip(("epochs", "batch", "lr", "label_noise"), look_up("data", data, USUAL), strict=True))
     chosen = usual | {key: value for key, value in given.items() if value is not None}
     return AuditJob(arch, method, data, seed, **chosen)

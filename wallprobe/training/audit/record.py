@@ -13,9 +13,10 @@ from torch import Tensor
 from wallprobe.rng import generator
 from wallprobe.stats import interval, resamples
 from wallprobe.store.results import Result, dataset, plain
-from wallprobe.training.audit.diagnostics import VERDICTS, Baseline, Diagnosis, Series, Thresholds, diagnose, early_stop
+from wallprobe.training.audit.diagnostics import VERDICTS, Baseline, Diagnosis, Series, diagnose, early_stop
 from wallprobe.training.audit.job import AuditJob
 from wallprobe.training.audit.quantities import LAYERED
+from wallprobe.training.audit.thresholds import Thresholds
 from wallprobe.training.audit.wall import HORIZON
 
 TABLE = ("run", "moment", "layer")

@@ -1,7 +1,7 @@
 """Estimators for decoders with transformer-lens hooks: backpropagation in two precisions, direct feedback, simultaneous perturbation.
 
 DFA: Noekland 2016 (arXiv 1609.01596) with the inputs of every block detached, as `feedback` has it for the networks of the audit.
-SPSA: Spall 1992; the same draws are made again in place of being kept (as MeZO does, arXiv 2305.17333).
+SPSA: Spall 1992; the same draws are made again in place of being kept (as MeZO does: Malladi et al. 2023, arXiv 2305.17333).
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wallprobe.errors import ConfigError
 from wallprobe.models.equilibrium import Equilibrium
 from wallprobe.rng import derive_seed, generator
-from wallprobe.training.estimators.gradients import in_dtype, masked_mean, mean_loss, restored, token_losses
+from wallprobe.training.estimators.gradients import in_dtype, masked_mean, mean_loss, named_grads, restored, token_losses
 from wallprobe.training.estimators.protocol import Batch, Estimator, GradResult, Maker
 
 
@@ -66,14 +66,7 @@ class Backpropagation:
 
     def _backward(self, model: Any, batch: Batch) -> GradResult:
         loss = mean_loss(model, batch)
-        return GradResult(derivatives(model, loss), loss.detach())
-
-
-def derivatives(model: nn.Module, total: Tensor) -> dict[str, Tensor]:
-    """Derivatives of a total by every parameter it reaches."""
-    chosen = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    found = torch.autograd.grad(total, list(chosen.values()), allow_unused=True)
-    return {name: grad for name, grad in zip(chosen, found, strict=True) if grad is not None}
+        return GradResult(named_grads(model, loss), loss.detach())
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,7 @@ class Direct:
             draws = torch.randn(piece.shape[-1], error.shape[-1], generator=generator(self.seed, "feedback", place))
             credit = error @ (draws / math.sqrt(error.shape[-1])).to(error).T
             total = total + (piece * credit).sum()
-        return GradResult(derivatives(model, total), loss.detach())
+        return GradResult(named_grads(model, total), loss.detach())
 
 
 @dataclass(frozen=True)

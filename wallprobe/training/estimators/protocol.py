@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError, look_up
 from wallprobe.plugins import collect
 
 
@@ -108,10 +108,8 @@ def make_estimator(name: str, model: nn.Module, seed: int, **options: Any) -> Es
         UnknownNameError: if there is none; the message lists those there are.
         ConfigError: for an option it does not have.
     """
-    known = makers()
-    if name not in known:
-        raise UnknownNameError(f"no training method named '{name}'; there are: {', '.join(known)}")
+    make = look_up("training method", name, makers())
     try:
-        return known[name](model, seed, **options)
+        return make(model, seed, **options)
     except TypeError as error:
         raise ConfigError(f"training method {name} does not take these options ({error})") from error

@@ -1,15 +1,16 @@
 """Training conditions: a signal, the route by which its gradient enters, positions, a schedule and a weight.
 
-The loss is cross-entropy at supervised positions 1..K plus weight x route(signal) at the chosen positions. The thirteen of
-spec wall.md section 4 and its further axes are compositions; nothing here is a function of its own per condition.
+The loss is cross-entropy at supervised positions 1..K plus weight x route(signal) at the chosen positions. The thirteen
+and the further axes are compositions, none a function of its own. Source: the wall study, "How the tax gets paid", which names four of
+them (c0, c1, p1, p5); c2 to c5, p2, p3 and s1 are the wall-erosion experiment's; p4 and p6 are ours.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from wallprobe.errors import ConfigError, UnknownNameError
-from wallprobe.plugins import check_part, collect
+from wallprobe.errors import ConfigError, UnknownNameError, look_up
+from wallprobe.plugins import collect, first_of_name, one_or_several
 
 AXES = ("grid", "wrong-entropy", "mask", "schedule", "introspection", "endogenous")
 MECHANISMS = ("temperature", "gate")
@@ -33,8 +34,8 @@ class Condition:
 
     Attributes:
         name: as typed on the command line.
-        signal: a name in `training.signals.SIGNALS`; "none" leaves only the supervised cross-entropy.
-        route: a name in `training.signals.ROUTES`.
+        signal: a name in `training.wall.signals.SIGNALS`; "none" leaves only the supervised cross-entropy.
+        route: a name in `training.wall.signals.ROUTES`.
         positions: "unsupervised" (K+1..), "alternate" (K+1, K+3, ...), "all" (1..), or explicit positions.
         schedule: when the signal is on.
         weight: its weight in the loss; None takes the recipe's.
@@ -42,7 +43,7 @@ class Condition:
         summary: one line for tables.
         constant: the target of signal "constant_entropy", in bits.
         endogenous: mechanisms of `MECHANISMS` added to the network itself.
-        axes: the families of spec section 4 (`AXES`) it belongs to, as member or as their reference; none for others' conditions.
+        axes: the families (`AXES`) it belongs to, as member or as their reference; none for others' conditions.
     """
 
     name: str
@@ -102,7 +103,7 @@ class Condition:
 
 
 def built_in() -> Mapping[str, Condition]:
-    """The named conditions, by name: the thirteen of the published study, then the further axes."""
+    """The named conditions, by name: the thirteen of the wall study and its relatives, then the further axes."""
     return {condition.name: condition for condition in (*_grid(), *_further())}
 
 
@@ -215,14 +216,7 @@ def _further() -> tuple[Condition, ...]:
 
 def conditions() -> Mapping[str, Condition]:
     """Every registered condition by name; the built-in ones come through the same entry-point group and win a clash."""
-    known: dict[str, Condition] = {}
-    for condition in collect("wallprobe.conditions", _unfold):
-        known.setdefault(condition.name, condition)
-    return known
-
-
-def _unfold(value: Any) -> Iterable[Condition]:
-    return (check_part(condition, Condition) for condition in ((value,) if isinstance(value, Condition) else value().values()))
+    return first_of_name(collect("wallprobe.conditions", one_or_several(Condition)))
 
 
 def get_condition(name: str) -> Condition:
@@ -231,10 +225,7 @@ def get_condition(name: str) -> Condition:
     Raises:
         UnknownNameError: if there is none; the message lists those there are.
     """
-    known = conditions()
-    if name not in known:
-        raise UnknownNameError(f"no condition named '{name}'; there are: {', '.join(known)}")
-    return known[name]
+    return look_up("condition", name, conditions())
 
 
 def matrix(name: str) -> tuple[Condition, ...]:

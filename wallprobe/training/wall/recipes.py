@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError, look_up
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,11 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 )
 
 
-def get_recipe(preset: str, *, steps: int | None = None) -> Recipe:
-    """The recipe of that name, with another number of steps if asked.
+def get_recipe(preset: str, **changed: int | None) -> Recipe:
+    """The recipe of that name, with other fields (`steps`, ...) where they are not None.
 
     Raises:
         UnknownNameError: for an unknown preset.
     """
-    if preset not in RECIPES:
-        raise UnknownNameError(f"no preset named '{preset}'; there are: {', '.join(RECIPES)}")
-    recipe = RECIPES[preset]
-    return recipe if steps is None else replace(recipe, steps=steps)
+    given: dict[str, Any] = {name: value for name, value in changed.items() if value is not None}
+    return replace(look_up("preset", preset, RECIPES), **given)
