@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from wallprobe.errors import StoreError
-from wallprobe.store import storage
+from wallprobe.store import staging, storage
 from wallprobe.store.results import Result, dataset, list_results, load_result
 
 
@@ -82,17 +82,14 @@ def test_damage_is_named_and_does_not_hide_the_others(tmp_path, damage):
     assert [path for path, _ in damaged] == [folder]
 
 
-def test_a_rename_that_fails_puts_the_old_result_back(tmp_path, monkeypatch):
+def test_an_exchange_that_fails_leaves_the_old_result(tmp_path, monkeypatch):
     folder = sample(seed=1).save(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    replace = storage.os.replace
 
-    def refuse(source, target):
-        if str(source).endswith(".tmp") and target == folder:
-            raise OSError(28, "No space left on device")
-        replace(source, target)
+    def refuse(one, other):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "replace", refuse)
+    monkeypatch.setattr(staging, "exchange", refuse)
     with pytest.raises(StoreError, match="disk is full"):
         sample(seed=1).save(tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -18,7 +18,7 @@ from wallprobe.gallery.cards import EMPTY_HINT
 from wallprobe.gallery.exhibit import Exhibit
 from wallprobe.gallery.store import Known
 from wallprobe.plugins import load_group
-from wallprobe.store.storage import ensure_directory, explain, read_json, write_json
+from wallprobe.store.storage import ensure_directory, read_json, write_atomic, write_json
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
@@ -92,7 +92,7 @@ def build_site(results_root: Path | None, out: Path, *, exhibits: Mapping[str, M
     for item in work.now.values():
         item.files.update({name: store.stamp(out / name) for name in item.files})
     if exhibits is None and (changed or work.now != known):
-        _put(out / store.MEMORY, store.memory_bytes(fingerprint, work.now))
+        write_atomic(out / store.MEMORY, store.memory_bytes(fingerprint, work.now), flush=False)
     return Site(out / INDEX, sum(card["kind"] != "run" for card in made), len(damaged), len(runs), work.rendered, changed)
 
 
@@ -239,20 +239,6 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", errors="replace")
 
 
-def _put(target: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Not flushed to disk: a page that a power cut takes is made again by the next build."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise explain(error, target) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def _write(out: Path, files: Mapping[str, bytes], kept: set[str]) -> bool:
     """Write what changed, then remove pages of an earlier build that this one neither made nor kept; whether anything was done."""
     changed = False
@@ -261,7 +247,7 @@ def _write(out: Path, files: Mapping[str, bytes], kept: set[str]) -> bool:
         with contextlib.suppress(OSError):
             if target.stat().st_size == len(data) and target.read_bytes() == data:
                 continue
-        _put(target, data)
+        write_atomic(target, data, out, flush=False)  # a page that a power cut takes is made again by the next build
         changed = True
     listed, here = _earlier(out), set(files) | kept
     for name in listed - here:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wallprobe.errors import StoreError
+from wallprobe.store.staging import recover
 from wallprobe.store.storage import read_json
 
 MEMORY = ".wallprobe-gallery-memory.json"
@@ -47,6 +48,7 @@ def _read(path: Path) -> bytes | None:
 
 def folders(root: Path) -> Iterator[Path]:
     """The folders of a store that hold Results, by name."""
+    recover(root)
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         if not path.name.startswith(".") and path.is_dir():
             yield path

@@ -19,7 +19,8 @@ import xarray as xr
 
 from wallprobe.errors import StoreError, WallprobeError
 from wallprobe.plugins import PICTURES, load_group
-from wallprobe.store.storage import atomic_directory, read_json, sha256_file, write_atomic, write_json
+from wallprobe.store.staging import recover
+from wallprobe.store.storage import as_json, atomic_directory, read_json, sha256_file, write_within
 
 RECORD, ARRAYS = "result.json", "arrays.nc"
 
@@ -108,12 +109,17 @@ class Result:
         """
         return self.save_at((root or default_root()) / self.identity)
 
-    def save_at(self, folder: Path) -> Path:
-        """Store it as that very folder, whole or not at all."""
-        with atomic_directory(folder) as temporary:
-            write_atomic(temporary / ARRAYS, bytes(self.data.to_netcdf(engine="scipy")))
-            record = self.to_json() | {"table": list(self.table), "arrays_hash": sha256_file(temporary / ARRAYS)}
-            write_json(temporary / RECORD, record)
+    def save_at(self, folder: Path, store: Path | None = None) -> Path:
+        """Store it as that very folder, whole or not at all; one of that name is there until this one is.
+
+        Args:
+            folder: where.
+            store: the store it lies in, where that is not the folder above.
+        """
+        with atomic_directory(folder, store) as staged:
+            write_within(staged / ARRAYS, bytes(self.data.to_netcdf(engine="scipy")))
+            record = self.to_json() | {"table": list(self.table), "arrays_hash": sha256_file(staged / ARRAYS)}
+            write_within(staged / RECORD, as_json(record))
         return folder
 
 
@@ -139,6 +145,7 @@ def load_result(folder: Path) -> Result:
 def list_results(root: Path | None = None) -> tuple[list[tuple[Path, Result]], list[tuple[Path, str]]]:
     """Every Result in a store, and the damaged ones with what is wrong, both by folder name."""
     folder = root or default_root()
+    recover(folder)
     sound: list[tuple[Path, Result]] = []
     damaged: list[tuple[Path, str]] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wallprobe.errors import CheckpointError, StoreError, UnknownNameError
+from wallprobe.store.staging import recover
 from wallprobe.store.storage import read_json, sha256_file
 
 DEFAULT_SEED = 42
@@ -166,6 +167,7 @@ def find_run(name: str, root: Path | None = None) -> Run:
         CheckpointError: if it is there but damaged.
     """
     parsed = RunName.parse(name)
+    recover(root or default_root())
     local = (root or default_root()) / parsed.folder
     if (local / MANIFEST).is_file() or (local / WEIGHTS).is_file():
         return open_run(local)
@@ -192,6 +194,7 @@ def resolve_run(source: str, root: Path | None = None) -> Run:
 def list_runs(root: Path | None = None) -> list[Run]:
     """Every readable finished run: local ones first, then the bundled ones they do not shadow, by name."""
     found: dict[str, Run] = {}
+    recover(root or default_root())
     for folder, bundled in ((root or default_root(), False), (BUNDLED, True)):
         if not folder.is_dir():
             continue

@@ -1,4 +1,4 @@
-"""Writing that never leaves half a file: temporary sibling, flush to disk, rename; every failure becomes one StoreError.
+"""Writing that never leaves half a file: staged, flushed to disk, renamed; every failure becomes one StoreError.
 
 And a lock, so that two processes never write the same thing.
 """
@@ -8,13 +8,13 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wallprobe.errors import BusyError, StoreError
+from wallprobe.store.staging import HIDDEN, LOCK, OLD, TRIES, place, remove, stage, sync, tidy
 
 ASKED = 8 << 20  # bytes of a file asked for at a time
 
@@ -63,30 +63,62 @@ def read_ahead(path: Path, start: int, size: int) -> None:
             os.posix_fadvise(handle.fileno(), low, min(ASKED, start + size - low), os.POSIX_FADV_WILLNEED)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, store: Path | None = None, *, flush: bool = True) -> None:
     """Write a file whole or not at all.
+
+    Args:
+        path: the file.
+        data: its bytes.
+        store: folder whose hidden one holds the temporary; default the file's own.
+        flush: wait for the disk; without it a power cut may take the file, a kill never.
 
     Raises:
         StoreError: if the disk is full or the folder unwritable; an existing file is then untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    root, temporary = store or path.parent, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
+        temporary = stage(root, path.name)
+        _fill(temporary, data, flush)
         os.replace(temporary, path)
+        if flush:
+            sync(path.parent)
     except OSError as error:
         raise explain(error, path) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            remove(temporary)
+        tidy(root)
 
 
-def write_json(path: Path, value: Any) -> None:
+def _fill(path: Path, data: bytes, flush: bool) -> None:
+    with path.open("wb") as handle:
+        handle.write(data)
+        if flush:
+            handle.flush()
+            os.fsync(handle.fileno())
+
+
+def write_within(path: Path, data: bytes) -> None:
+    """Write a file of a folder that `atomic_directory` has staged: to the disk, and without a temporary of its own.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    try:
+        _fill(path, data, flush=True)
+    except OSError as error:
+        raise explain(error, path) from error
+
+
+def as_json(value: Any) -> bytes:
+    """JSON as every store has it: indented, NaN refused."""
+    return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Any, store: Path | None = None) -> None:
     """Write JSON (indented, NaN refused) whole or not at all."""
-    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, as_json(value), store)
 
 
 def read_json(path: Path) -> Any:
@@ -104,28 +136,71 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """A temporary sibling folder that becomes `path` when the block ends well and vanishes when it does not."""
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
+def atomic_directory(path: Path, store: Path | None = None) -> Iterator[Path]:
+    """A staged folder that takes the place of `path` in one step when the block ends well, and vanishes when it does not.
+
+    Args:
+        path: the folder.
+        store: folder whose hidden one holds the staged one; default that in which `path` lies.
+    """
+    root, staged = store or path.parent, None
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
+            staged = stage(root, path.name, folder=True)
         except OSError as error:
             raise explain(error, path) from error
-        yield temporary
+        yield staged
         try:
-            if path.exists():
-                os.replace(path, old)
-            os.replace(temporary, path)
+            sync(staged)
+            place(root, staged, path)
         except OSError as error:
-            if old.exists():
-                os.replace(old, path)
             raise explain(error, path) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if staged is not None:
+            remove(staged)
+        tidy(root)
+
+
+@contextlib.contextmanager
+def scratch(store: Path, name: str) -> Iterator[Path]:
+    """A folder for what is needed while the block runs; a killed process's is swept like every temporary.
+
+    Raises:
+        StoreError: if it cannot be made.
+    """
+    try:
+        folder = stage(store, name, folder=True)
+    except OSError as error:
+        raise explain(error, store) from error
+    try:
+        yield folder
+    finally:
+        remove(folder)
+        tidy(store)
+
+
+def discard(path: Path, store: Path | None = None) -> None:
+    """Throw a folder away: gone in one step, so that no half of it is ever seen.
+
+    Raises:
+        StoreError: if it cannot be removed.
+    """
+    root = store or path.parent
+    try:
+        if os.path.lexists(path):
+            away = stage(root, path.name, OLD, folder=path.is_dir())
+            os.replace(path, away)
+            remove(away)
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        tidy(root)
+
+
+def lock_path(folder: Path) -> Path:
+    """Where the lock of whoever writes in that folder lies: beside it, in the hidden folder, since the folder may be replaced."""
+    return folder.parent / HIDDEN / f"{folder.name}.{LOCK}"
 
 
 @contextlib.contextmanager
@@ -148,12 +223,18 @@ def exclusive(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
 
     # The soft fallback is a file that outlives a killed process.
     lock = FileLock(path, timeout=wait, poll_interval=0.02, fallback_to_soft=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BusyError(busy) from None
-    except OSError as error:
-        raise explain(error, path) from error
+    for left in reversed(range(TRIES)):
+        try:
+            path.parent.mkdir(exist_ok=True)
+            lock.acquire()
+            break
+        except Timeout:
+            raise BusyError(busy) from None
+        except FileNotFoundError as error:  # the hidden folder was empty for a moment, and another process tidied it away
+            if not left or path.parent.name != HIDDEN:
+                raise explain(error, path) from error
+        except OSError as error:
+            raise explain(error, path) from error
     try:
         yield
     finally:
@@ -161,3 +242,5 @@ def exclusive(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink()
         lock.release()
+        if path.parent.name == HIDDEN:
+            tidy(path.parent.parent)

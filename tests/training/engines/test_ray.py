@@ -52,7 +52,7 @@ def test_a_ray_worker_killed_in_the_middle_is_retried_to_the_same_bytes(tmp_path
         deadline, killed = time.monotonic() + 300, None
         while killed is None and sweep.poll() is None and time.monotonic() < deadline:
             if loop.checkpoint_step(store / "c3@42") >= 100:
-                killed = holder(store / ".c3@42.lock")
+                killed = holder(store / ".wallprobe" / "c3@42.lock")
                 if killed is not None:
                     steps.append(loop.checkpoint_step(store / "c3@42"))
                     os.kill(killed, signal.SIGKILL)

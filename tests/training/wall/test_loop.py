@@ -15,7 +15,7 @@ import torch
 from wallprobe import models
 from wallprobe.errors import CheckpointError, ConfigError, DivergedError, StoreError
 from wallprobe.rng import generator
-from wallprobe.store import runs, storage
+from wallprobe.store import runs, staging, storage
 from wallprobe.tasks.recurrence import RecurrenceTask
 from wallprobe.training.wall import jobs, lean, loop
 from wallprobe.training.wall.conditions import Condition, get_condition
@@ -102,11 +102,14 @@ def test_kill_minus_nine_then_the_same_command_gives_the_same_weights(tmp_path):
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert kills == 2
-    (tmp_path / "cut" / "p5@42" / ".checkpoint.safetensors.1.tmp").write_bytes(b"half a file")
+    half = f"checkpoint.safetensors~{staging.Owner.here().host}~{process.pid}~1~0123abcd.tmp"
+    (tmp_path / "cut" / staging.HIDDEN).mkdir(exist_ok=True)
+    (tmp_path / "cut" / staging.HIDDEN / half).write_bytes(b"half a file")
     assert not (tmp_path / "cut" / "p5@42" / runs.MANIFEST).exists()
     subprocess.run([*command, str(tmp_path / "cut")], check=True)
     assert (tmp_path / "cut" / "p5@42" / runs.WEIGHTS).read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in (tmp_path / "cut" / "p5@42").iterdir()) == [runs.MANIFEST, runs.WEIGHTS]
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["p5@42"]
 
 
 def test_a_finished_run_is_returned_and_another_recipe_is_refused(tmp_path):

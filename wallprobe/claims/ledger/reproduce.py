@@ -138,7 +138,7 @@ def measure(step: Step, root: Path | None = None, device: str = "cpu") -> Path:
         module, function, settings = INSTRUMENTS[step.instrument]
         instrument: Callable[..., Result] = getattr(importlib.import_module(module), function)
         result = instrument(run, device=device, **settings)
-    return result.save_at(run.path / step.instrument)
+    return result.save_at(run.path / step.instrument, run.path.parent)
 
 
 def _interchange(src: Run, dst: Run, device: str) -> Result:

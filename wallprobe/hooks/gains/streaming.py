@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import re
-import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -28,7 +27,7 @@ from wallprobe.models.streamed import Streamed
 from wallprobe.models.strips import STRIP, Crew
 from wallprobe.store.manifest import Stopwatch
 from wallprobe.store.results import Result
-from wallprobe.store.storage import ensure_directory, write_atomic
+from wallprobe.store.storage import discard, ensure_directory, write_atomic
 
 GIB = 1 << 30
 BASE = 600 << 20  # what Python, torch and transformers take themselves
@@ -261,7 +260,7 @@ def _walk(
         for row_number, index in enumerate(members):
             found[index] = Norms(**{field.name: stacked[field.name][row_number] for field in fields(Norms)})
     if state is not None:
-        shutil.rmtree(state, ignore_errors=True)
+        discard(state)
     return [found[index] for index in range(len(prompts.tokens))]
 
 
@@ -342,7 +341,7 @@ def _save(state: Path, key: str, done: int, hidden: list[Tensor], rows: list[lis
         tensors |= {f"norms.{place}.{name}": torch.stack([row[name] for row in batch]) for name in batch[0]}
     if visitor is not None:
         tensors |= {f"{SEEN}{name}": tensor for name, tensor in visitor.kept().items()}
-    write_atomic(state / STATE, save(tensors, {KEY: key, "done": str(done)}))
+    write_atomic(state / STATE, save(tensors, {KEY: key, "done": str(done)}), state.parent)
 
 
 def _resume(

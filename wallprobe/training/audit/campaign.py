@@ -3,7 +3,6 @@
 import functools
 import multiprocessing
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,7 +14,7 @@ from typing import Any
 from wallprobe.errors import WallprobeError
 from wallprobe.store import runs
 from wallprobe.store.results import Result, load_result
-from wallprobe.store.storage import read_json
+from wallprobe.store.storage import read_json, scratch
 from wallprobe.tasks.images import Images, load_images
 from wallprobe.training.audit.job import AuditJob, make_job
 from wallprobe.training.audit.loop import AUDIT, FOLDER, Progress, at, audit, finished, folder_of
@@ -24,6 +23,7 @@ from wallprobe.training.audit.record import judged
 from wallprobe.training.audit.thresholds import Thresholds
 from wallprobe.training.audit.wall import ARCH
 from wallprobe.training.engines.allocator import keep_freed
+from wallprobe.training.engines.orphans import end_with_parent
 from wallprobe.training.engines.sweep import share_cores
 from wallprobe.training.estimators.nets import Sizes
 from wallprobe.training.wall.loop import CHECKPOINT
@@ -117,10 +117,10 @@ def run_all(
     """
     todo = [job for job in jobs if force or not (folder_of(job, root) / runs.MANIFEST).is_file()]
     count = share_cores(len(todo), workers, 1)[0] if todo else 1
-    with tempfile.TemporaryDirectory(prefix="wallprobe-starts-") as starts:
+    with scratch((root or runs.default_root()) / FOLDER, "starts") as starts:
         if count > 1:
-            return _run_in_pool(todo, root, count, force, Path(starts), on_progress)
-        tried = [_try(job, root, force, Path(starts), on_progress) for job in todo]
+            return _run_in_pool(todo, root, count, force, starts, on_progress)
+        tried = [_try(job, root, force, starts, on_progress) for job in todo]
     return [failure for failure in tried if failure is not None]
 
 
@@ -185,6 +185,8 @@ def begin() -> None:
     torch.set_num_threads(1)
     keep_freed()
     parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with_parent(parent.pid)
 
     def follow() -> None:
         if parent is not None:

@@ -7,7 +7,6 @@ written after each epoch; every draw depends on (seed, what, epoch) alone.
 import copy
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from wallprobe.rng import generator
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
 from wallprobe.store.results import Result, load_result
-from wallprobe.store.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
+from wallprobe.store.staging import sweep
+from wallprobe.store.storage import discard, ensure_directory, read_json, sha256_file, write_atomic, write_json
 from wallprobe.tasks.images import Images
 from wallprobe.training.audit.diagnostics import Series, should_stop
 from wallprobe.training.audit.job import EARLY, AuditJob
@@ -146,7 +146,7 @@ class Training:
         state = {"config": self.job.config(), "moments": self.moments, "epoch": self.epoch, "step": self.step}
         state |= {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
         whole = {name: value.detach().contiguous() for name, value in tensors.items()}
-        write_atomic(self.folder / CHECKPOINT, save(whole, metadata={"state": json.dumps(state)}))
+        write_atomic(self.folder / CHECKPOINT, save(whole, metadata={"state": json.dumps(state)}), self.folder.parent)
 
     def resume(self) -> None:
         """Continue from the folder's checkpoint, if there is one.
@@ -248,10 +248,10 @@ def audit(
     """
     source_commit()
     folder = folder_of(job, root)
-    ensure_directory(folder.parent)
+    sweep(ensure_directory(folder.parent))
     with own(folder, wait):
         if force and folder.exists():
-            shutil.rmtree(folder)
+            discard(folder)
         done = finished(job, root)
         if done is not None:
             return done
@@ -278,7 +278,7 @@ def _finish(training: Training) -> Result:
 
     job, folder = training.job, training.folder
     weights = {name: value.detach().contiguous() for name, value in training.net.state_dict().items()}
-    write_atomic(folder / runs.WEIGHTS, save(weights))
+    write_atomic(folder / runs.WEIGHTS, save(weights), folder.parent)
     extra = {
         "subject": f"{job.arch} {job.method} {job.data} @{job.seed}",
         "seeds": [job.seed],
@@ -302,8 +302,8 @@ def _finish(training: Training) -> Result:
     result = make_result(
         Described.of(job), series(training.moments, job.lens.eps), training.moments, correct, manifest, training.diverged, bits
     )
-    result.save_at(folder / AUDIT)
-    write_json(folder / runs.MANIFEST, manifest)
+    result.save_at(folder / AUDIT, folder.parent)
+    write_json(folder / runs.MANIFEST, manifest, folder.parent)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 

@@ -9,7 +9,7 @@ from wallprobe.store.runs import RunName
 from wallprobe.training.wall.jobs import Job
 from wallprobe.training.wall.loop import Progress
 
-INSIDE = "WALLPROBE_WORKER"  # set in a worker's environment
+INSIDE = "WALLPROBE_WORKER"  # in a worker's environment: its parent's process id
 Kind = Literal["progress", "done", "failed", "stopped", "lost"]
 
 

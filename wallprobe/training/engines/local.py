@@ -33,7 +33,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {INSIDE: "1"},
+            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {INSIDE: str(os.getpid())},
             # Ctrl-C in a terminal goes to the whole foreground group; these are told by us.
             start_new_session=True,
         )

@@ -15,6 +15,8 @@ import traceback
 from typing import Any, TextIO
 
 from wallprobe.errors import WallprobeError
+from wallprobe.training.engines import INSIDE
+from wallprobe.training.engines.orphans import end_with_parent
 
 STOP = b"stop\n"
 
@@ -26,6 +28,7 @@ def encode(task: Any) -> bytes:
 
 def main() -> None:
     """Perform tasks until stdin ends."""
+    end_with_parent(int(os.environ[INSIDE]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not look like an event

@@ -7,7 +7,6 @@ step) alone, so a checkpoint holds tensors, a step number and the log.
 import contextlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +25,8 @@ from wallprobe.rng import generator
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
 from wallprobe.store.results import plain
-from wallprobe.store.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
+from wallprobe.store.staging import sweep
+from wallprobe.store.storage import discard, ensure_directory, read_json, sha256_file, write_atomic, write_json
 from wallprobe.tasks.text import Text, load_text
 from wallprobe.training.equilibrium.control import Watch, penalty, servo
 from wallprobe.training.equilibrium.estimators import Free, TwoPhase, cross_entropy
@@ -182,17 +182,17 @@ class Trainer:
                 for name, value in self.named.items():
                     value.copy_(kept[name])
 
-    def packed(self) -> bytes:
-        """Everything a resumed or a warm-started training needs."""
+    def packed(self, *, final: bool = False) -> bytes:
+        """Everything a resumed or a warm-started training needs; `final` leaves out how long it took: one job, one state's bytes."""
         tensors: dict[str, Tensor] = {f"p.{name}": value for name, value in self.named.items()}
         tensors |= {f"a.{name}": value for name, value in self.average.items()} | {f"b.{name}": value for name, value in self.best.items()}
         for place, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"o.{place}.{name}": value for name, value in state.items()}
         state = {"config": self.job.config(), "step": self.step, "lam": self.lam, "watch": self.watch.config(), "rows": self.rows}
-        state |= {"series": self.series, "seconds": self.seconds, "cos": self.cos, "age": self.age}
+        state |= {"series": self.series, "cos": self.cos, "age": self.age} | ({} if final else {"seconds": self.seconds})
         state |= {"estimator": self.estimator.state()} if hasattr(self.estimator, "state") else {}
         whole = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-        return bytes(save(whole, metadata={"state": json.dumps(state)}))
+        return bytes(save(whole, metadata={"state": json.dumps(plain(state))}))
 
     def unpack(self, path: Path, *, warm: bool = False) -> None:
         """Go on from what `packed` wrote; `warm` takes tensors and lambda, and leaves step, log and watch at their beginning.
@@ -221,10 +221,17 @@ class Trainer:
             if "estimator" in state and hasattr(self.estimator, "restore"):
                 self.estimator.restore(state["estimator"])
             if not warm:
-                self.step, self.watch, self.rows, self.series = state["step"], Watch.of(state["watch"]), state["rows"], state["series"]
-                self.seconds, self.cos = state["seconds"], state["cos"]
+                self.step, self.watch = state["step"], Watch.of(state["watch"])
+                self.seconds, self.cos = state["seconds"], _number(state["cos"])
+                self.rows = [{name: _number(value) for name, value in row.items()} for row in state["rows"]]
+                self.series = {name: [_number(value) for value in values] for name, values in state["series"].items()}
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint {path} is damaged ({error}); start again with --force") from error
+
+
+def _number(value: Any) -> Any:
+    """A figure as JSON holds it: null is what was no number."""
+    return math.nan if value is None else value
 
 
 class Backward:
@@ -286,6 +293,7 @@ def train(
     source_commit()
     store = root or runs.default_root()
     folder = store / job.run_name.folder
+    sweep(store)
     done = finished(job, root)
     if done is not None and not force:
         return done
@@ -297,7 +305,7 @@ def train(
             return done
         if force:
             for path in (folder, *(store / job.snapshot(step).folder for step in job.recipe.snapshots)):
-                shutil.rmtree(path, ignore_errors=True)
+                discard(path)
             ensure_directory(folder)
         trainer = Trainer(job, folder, text, root)
         if (folder / CHECKPOINT).is_file():
@@ -349,7 +357,7 @@ def _to_the_end(trainer: Trainer, on_progress: Callable[[Progress], None] | None
         trainer.advance()
         trainer.seconds += time.perf_counter() - began
         if trainer.step % recipe.checkpoint_every == 0 and trainer.step < recipe.steps:
-            write_atomic(trainer.folder / CHECKPOINT, trainer.packed())
+            write_atomic(trainer.folder / CHECKPOINT, trainer.packed(), trainer.folder.parent)
 
 
 def _keep(trainer: Trainer) -> None:
@@ -374,10 +382,10 @@ def _finish(trainer: Trainer) -> runs.Run:
 
 def _write(trainer: Trainer, folder: Path, name: runs.RunName, weights: Mapping[str, Tensor], what: str) -> runs.Run:
     """Weights, state, and last the manifest, which makes them a run."""
-    job, watch, last = trainer.job, trainer.watch, trainer.rows[-1]
+    job, watch, last, store = trainer.job, trainer.watch, trainer.rows[-1], folder.parent
     ensure_directory(folder)
-    write_atomic(folder / runs.WEIGHTS, save({key: value.detach().contiguous().clone() for key, value in weights.items()}))
-    write_atomic(folder / STATE, trainer.packed())
+    write_atomic(folder / runs.WEIGHTS, save({key: value.detach().contiguous().clone() for key, value in weights.items()}), store)
+    write_atomic(folder / STATE, trainer.packed(final=True), store)
     cfg = trainer.recipe.model
     manifest = provenance(
         config=job.config(),
@@ -409,7 +417,7 @@ def _write(trainer: Trainer, folder: Path, name: runs.RunName, weights: Mapping[
         series=trainer.series,
     )
     manifest["wall_time_s"] = round(trainer.seconds, 1)
-    write_json(folder / runs.MANIFEST, plain(manifest))
+    write_json(folder / runs.MANIFEST, plain(manifest), store)
     return runs.open_run(folder)
 
 

@@ -5,7 +5,6 @@ Every draw depends on (seed, what, step) alone, so a checkpoint holds parameters
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,7 +22,8 @@ from wallprobe.errors import CheckpointError, ConfigError, DivergedError
 from wallprobe.rng import derive_seed, generator
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
-from wallprobe.store.storage import ensure_directory, exclusive, sha256_file, write_atomic, write_json
+from wallprobe.store.staging import sweep
+from wallprobe.store.storage import discard, ensure_directory, exclusive, lock_path, sha256_file, write_atomic, write_json
 from wallprobe.training.wall import lean, optim
 from wallprobe.training.wall.batches import DRAW, Block, draw_block
 from wallprobe.training.wall.conditions import Schedule
@@ -205,11 +205,13 @@ class Trainer:
         if self.teacher is not None:
             state["teacher"] = self.teacher.weight_hash
         cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomic(self.folder / CHECKPOINT, save(cpu, metadata={"state": json.dumps(state)}))
+        write_atomic(self.folder / CHECKPOINT, save(cpu, metadata={"state": json.dumps(state)}), self.folder.parent)
 
     def snapshot(self) -> None:
         """Keep the weights as they are now beside the run's, under their step."""
-        write_atomic(runs.snapshot_path(self.folder, self.step_number), save(lean.to_hooked(self.params, self.job.shape)))
+        write_atomic(
+            runs.snapshot_path(self.folder, self.step_number), save(lean.to_hooked(self.params, self.job.shape)), self.folder.parent
+        )
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint, if there is one.
@@ -308,11 +310,12 @@ def train(
     """
     source_commit()  # remembered now: the checkout may move on while this process trains
     folder = ensure_directory((root or runs.default_root()) / job.name.folder)
+    sweep(folder.parent)
     if not force and (folder / runs.MANIFEST).exists():
         return _finished(folder, job)
     with own(folder, wait):
         if force:
-            shutil.rmtree(folder)
+            discard(folder)
             ensure_directory(folder)
         elif (folder / runs.MANIFEST).exists():  # by whom we waited for
             return _finished(folder, job)
@@ -327,13 +330,13 @@ def train(
 
 
 def own(folder: Path, wait: float = 0.0) -> AbstractContextManager[None]:
-    """The lock of a run's folder, held by whoever writes in it; its file lies beside the folder, which may be replaced.
+    """The lock of a run's folder, held by whoever writes in it.
 
     Raises:
         BusyError: if another process holds it.
     """
     busy = f"another process is training {folder}; wait until it has finished, end it, or use another --runs folder"
-    return exclusive(folder.with_name(f".{folder.name}.lock"), busy, wait)
+    return exclusive(lock_path(folder), busy, wait)
 
 
 def _finished(folder: Path, job: Job) -> runs.Run:
@@ -377,7 +380,7 @@ def _finish(trainer: Trainer, root: Path | None) -> runs.Run:
     """Write weights, then the manifest that makes them a run, then drop the checkpoint."""
     job, folder = trainer.job, trainer.folder
     state = lean.to_hooked(trainer.params, job.shape)
-    write_atomic(folder / runs.WEIGHTS, save(state))
+    write_atomic(folder / runs.WEIGHTS, save(state), folder.parent)
     manifest = provenance(
         config=job.config(),
         device=trainer.device,
@@ -402,8 +405,6 @@ def _finish(trainer: Trainer, root: Path | None) -> runs.Run:
     manifest["wall_time_s"] = round(trainer.seconds, 1)
     if trainer.teacher is not None:
         manifest["teacher"] = {"name": trainer.teacher.name, "weight_hash": trainer.teacher.weight_hash}
-    write_json(folder / runs.MANIFEST, manifest)
+    write_json(folder / runs.MANIFEST, manifest, folder.parent)
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    for stale in folder.glob(".*.tmp"):  # what a kill -9 in the middle of a write left
-        stale.unlink(missing_ok=True)
     return runs.open_run(folder)

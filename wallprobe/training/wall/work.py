@@ -1,13 +1,12 @@
 """One run to its very end: trained and evaluated, the evaluation stored beside it. What `wallprobe train` and every worker do."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wallprobe.errors import StoreError
-from wallprobe.store import runs
+from wallprobe.store import runs, storage
 from wallprobe.store.results import ARRAYS, RECORD, plain
 from wallprobe.store.storage import read_json, sha256_file
 from wallprobe.training.wall.jobs import Job
@@ -77,14 +76,14 @@ def discard(job: Job, root: Path) -> None:
     folder = root / job.name.folder
     if folder.exists():
         with own(folder):
-            shutil.rmtree(folder)
+            storage.discard(folder)
 
 
 def _evaluate(run: runs.Run, device: str) -> dict[str, Any]:
     from wallprobe.training.wall.evaluate import evaluate
 
     result = evaluate(run, device=device)
-    result.save_at(run.path / runs.EVALUATION)
+    result.save_at(run.path / runs.EVALUATION, run.path.parent)
     return dict(plain(result.summary))
 
 
@@ -101,7 +100,5 @@ def _stored_summary(run: runs.Run) -> dict[str, Any] | None:
 
 
 def _sweep_up(folder: Path) -> None:
-    """Remove what a kill -9 left in a finished run: the checkpoint, and half an evaluation."""
+    """Remove the checkpoint that a kill -9 left in a finished run."""
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    for stale in folder.glob(f".{runs.EVALUATION}.*"):
-        shutil.rmtree(stale, ignore_errors=True)
