@@ -1,11 +1,17 @@
 # make demo: set up .venv, run an interchange on the bundled runs, and build its gallery page.
-# make test: the tests. Both work on a fresh clone with Python 3.10+, make and a C compiler.
+# make test: the tests, in another order each time. Both work on a fresh clone with Python 3.10+, make and a C compiler.
+# make kernels: the tests that compute, with other kernels and numbers of threads.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+COMPUTE := $(addprefix tests/,tasks models/test_equilibrium.py models/test_products.py models/test_strips.py \
+	training/estimators/test_feedback.py training/equilibrium/test_estimators.py training/audit/test_quantities.py \
+	training/wall/test_conditions.py training/wall/test_evaluate.py training/wall/test_lean.py training/wall/test_optim.py \
+	hooks/attach/test_cache.py hooks/attach/test_resume.py hooks/flow/test_lens_strips.py hooks/gains/test_definitions.py \
+	hooks/interchange/test_single.py hooks/interchange/test_subspaces.py hooks/probes/test_fit.py)
 
-.PHONY: demo test setup check format clean
+.PHONY: demo test kernels setup check format clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +31,10 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+kernels: setup
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest $(COMPUTE) --numprocesses $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(COMPUTE)
 
 check: setup
 	$(BIN)/ruff check .

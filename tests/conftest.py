@@ -1,15 +1,74 @@
-"""Every shape annotation of the package is checked at run time by beartype while the tests run."""
+"""Every shape annotation of the package is checked at run time by beartype while the tests run, away from the user's folders."""
 
 import dataclasses
 import os
 import sys
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import pytest
 from jaxtyping import install_import_hook
 
+from tests import home
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+GUARD = home.leave()
 install_import_hook("wallprobe", "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """Fixtures of sessions and modules are made in a folder of their own, not where pytest was started."""
+    start = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(start)
+
+
+@pytest.fixture(autouse=True)
+def at_home(elsewhere, tmp_path_factory):
+    """Each test starts in an empty folder, leaves torch as it was, and has touched none of the user's stores and caches."""
+    outside = os.getcwd()
+    before = torch_settings()
+    os.chdir(tmp_path_factory.mktemp("here"))
+    yield
+    os.chdir(outside)
+    after, strays = torch_settings(), GUARD.take()
+    if before and after != before:
+        restore_torch(before)
+        pytest.fail(f"left torch at {after}, found it at {before}", pytrace=False)
+    if strays:
+        pytest.fail("touched what is not the tests': " + "; ".join(strays[:5]), pytrace=False)
+
+
+def torch_settings():
+    """What one test could change for all that follow; None while nothing has imported torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "get_num_threads"):
+        return None
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def restore_torch(settings):
+    torch = sys.modules["torch"]
+    torch.set_num_threads(settings["threads"])
+    torch.set_default_dtype(settings["dtype"])
+    torch.set_grad_enabled(settings["gradients"])
+    torch.use_deterministic_algorithms(settings["deterministic"])
+
+
+@pytest.fixture
+def one_thread():
+    """The number of threads can change the last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_json_of_two_runs_is_one_object_and_each_is_stored(invoke, tmp_path, com
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("geometry", ("of its", "centred", "all pairs", "index 4", "rising|falling|unchanged")),
+        ("geometry", ("of its", "centred", "all pairs", "index 4", "rising|falling|neither")),
         ("temperature", ("uniform guess", "best T", "exact top-1", "at the best one")),
         ("calibration", ("ECE against the token", "tokens moved", "Bayes-best mass", "unsupervised positions, by confidence")),
     ],

@@ -28,7 +28,7 @@ def drawn(*shape):
 
 
 def written_out(model, z, x):
-    """F(z) as the specification has it, head by head."""
+    """F(z) as the module's docstring has it, head by head."""
     p = {name: value.detach() for name, value in model.named_parameters()}
     cfg = model.cfg
 

@@ -101,7 +101,7 @@ def test_single_precision_and_short_prefixes_agree_with_double():
 
 
 def test_published_mean_entropies():
-    """Spec wall.md section 5: mean H(P) by position, from 2,000 sequences of another sampler (their standard error is 0.04)."""
+    """Mean H(P) by position, from 2,000 sequences of another sampler (their standard error is 0.04)."""
     reference = [4.087, 4.008, 2.837, 2.131, 2.008, 1.996] + [1.995] * 9
     tokens = RecurrenceTask().sample(40_000, generator("entropy")).tokens
     measured = RecurrenceTask().posterior(tokens).entropy.mean(0)

@@ -91,7 +91,7 @@ def _mean(records: "Sequence[dict[str, Any]]", key: str) -> float | None:
 
 
 def _main(judged: "Sequence[Result]") -> Any:
-    """T1, norms and accuracy: a line for each architecture and method, means over its seeds (of norms, geometric)."""
+    """Norms and accuracy: a line for each architecture and method, means over its seeds (of norms, geometric)."""
     from wallprobe.training.audit.record import worst
 
     title = "At the last epoch, means over seeds"
@@ -106,7 +106,7 @@ def _main(judged: "Sequence[Result]") -> Any:
 
 
 def _cosines(judged: "Sequence[Result]") -> Any:
-    """T1, cosines: clamped and exact, at h_L and over all layers; what must not be reported in brackets."""
+    """Cosines: clamped and exact, at h_L and over all layers; what must not be reported in brackets."""
     from wallprobe.training.audit.record import worst
 
     title = "Γ, cosine of credit and gradient, at h_L and over layers (in brackets: by the clamp)"
@@ -136,7 +136,7 @@ def _runs_table(title: str, columns: Sequence[str]) -> Any:
 
 
 def _firings(judged: "Sequence[Result]") -> Any:
-    """T2: first firing epochs, a line a run."""
+    """First firing epochs, a line a run."""
     table = _runs_table("First epoch at which each diagnostic fires", (*SIGNS.values(), "verdict"))
     for name, result in zip(_named(judged), judged, strict=True):
         record = result.summary
@@ -171,7 +171,7 @@ def _exact(judged: "Sequence[Result]") -> Any:
 
 
 def _replay(judged: "Sequence[Result]") -> Any:
-    """T3: the first epochs, geometric means over seeds."""
+    """The first epochs, geometric means over seeds."""
     import numpy as np
 
     table = _table("The first epochs, geometric means over seeds", ("arch", "method", "", *map(str, range(REPLAY + 1))), left=3)

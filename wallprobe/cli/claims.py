@@ -98,14 +98,14 @@ def _print(area: "Area", measurements: "Measurements", verdicts: "Sequence[Verdi
 
 
 def _table(area: "Area", topic: str, items: "Sequence[Verdict]") -> Any:
-    """One topic: the claim and its id, the seed's figure, ours with its interval, the verdict."""
+    """One topic: the claim and its id, the published figure, ours with its interval, the verdict."""
     from rich.markup import escape
 
     from wallprobe.claims.ledger import record
 
     table = empty(topic)
     table.add_column("claim", ratio=1)
-    table.add_column("seed", justify="right", min_width=6)
+    table.add_column("published", justify="right", min_width=9)
     table.add_column("measured", justify="right", min_width=8)
     table.add_column("verdict", min_width=8)
     for item in items:
@@ -117,5 +117,5 @@ def _table(area: "Area", topic: str, items: "Sequence[Verdict]") -> Any:
         note = f"\n[dim]{escape(item.note)}[/dim]" if item.note else ""
         claim = f"{escape(item.claim.statement)}\n[dim]{record.short_id(area, item)} ({item.claim.kind})[/dim]{note}"
         doubt = "\n[dim]unsettled[/dim]" if item.settled is False else ""
-        table.add_row(claim, record.seed_text(item).replace(" to ", "\nto "), measured, f"[{color}]{item.verdict}[/{color}]{doubt}")
+        table.add_row(claim, record.published_text(item).replace(" to ", "\nto "), measured, f"[{color}]{item.verdict}[/{color}]{doubt}")
     return table

@@ -10,6 +10,8 @@ from wallprobe.cli import common, options
 from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from wallprobe.store.results import Result
     from wallprobe.store.runs import Run
 
@@ -91,8 +93,20 @@ def _cell(column: Any) -> str:
     return told if len(scores) == 1 else f"{told} [dim]{int(column['layer'][best])}:{highest}[/dim]"
 
 
+def at_the_wall(summary: "Mapping[str, Any]") -> str:
+    """How the accuracy changes at the wall, if it does beyond its interval."""
+    from wallprobe.findings import rounding, side
+
+    drop, low, high = (summary[f"drop_after_horizon{end}"] for end in ("", "_low", "_high"))
+    told = side(drop, 0.0, (low, high), rounding(1.0))
+    words = {"above": "falls", "below": "rises"}
+    if told == "level":
+        return f"at the wall it changes by {-drop:+.3f}, no more than its interval"
+    return f"it {words[told]} by {abs(drop):.3f} at the wall"
+
+
 def _reading(result: "Result") -> str:
-    """The last layer at the positions the essay gives, its figure in brackets."""
+    """The last layer at the positions the wall study gives, its figure in brackets."""
     from wallprobe.claims.wall.instruments import POSITIONS, PROBED
 
     summary = result.summary
@@ -105,6 +119,5 @@ def _reading(result: "Result") -> str:
             lines.append(f"{position}: {value:.3f} ±{(high - low) / 2:.3f}{published}")
     if not lines:
         return ""
-    drop = summary["drop_after_horizon"]
-    fallen = "" if drop is None else f"; it falls by {drop:.3f} at the wall"
+    fallen = f"; {at_the_wall(summary)}" if summary["drop_after_horizon"] is not None else ""
     return f"next token at position {', '.join(lines)}; chance {summary['chance']:.3f}{fallen}"

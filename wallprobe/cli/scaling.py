@@ -26,7 +26,7 @@ def scaling(
     quantity: Annotated[
         str, typer.Option(help="final_mlp_gain, final_mlp_gain_no_sink, final_mlp_gain_no_first or final_mlp_gain_last.")
     ] = "final_mlp_gain",
-    at: Annotated[str | None, typer.Option(help="Sizes to extrapolate to, such as 70B,1.8T.", show_default="the seed's")] = None,
+    at: Annotated[str | None, typer.Option(help="Sizes to extrapolate to, such as 70B,1.8T.", show_default="the published ones")] = None,
     efficiency: Annotated[
         bool, typer.Option("--efficiency", help="Read stored flows: also eta over size, and the critical size N* where there is one.")
     ] = False,

@@ -72,7 +72,7 @@ def run_sweep(jobs: "Sequence[Job]", runs: Path | None, *, json: bool, manifest:
         runs: run store.
         json: print one JSON object instead of the table.
         manifest: further fields of its manifest's config.
-        settings: of `training.sweep.sweep`.
+        settings: of `training.engines.sweep.sweep`.
     """
     from wallprobe.store.manifest import Stopwatch, provenance
     from wallprobe.training.engines.sweep import share_cores, sweep

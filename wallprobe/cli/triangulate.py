@@ -50,7 +50,7 @@ def _shown(result: "Result", summaries: list[dict[str, Any]], wide: bool) -> Ite
 
 
 def _rows(result: "Result", summaries: list[dict[str, Any]]) -> Any:
-    """The seed's columns, a row a checkpoint."""
+    """The published table's columns, a row a checkpoint."""
     from wallprobe.hooks.diagnostics.triangulate import family
 
     tested, reference, ceiling = (result.data.attrs[role] for role in ("tested", "reference", "ceiling"))

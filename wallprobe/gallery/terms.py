@@ -267,7 +267,7 @@ GAINS = (
     ),
     Term(
         "net",
-        "Both branches of a block together: net_product multiplies their gains (the source study's, the gain of no map), net_sum takes "
+        "Both branches of a block together: net_product multiplies their gains (the gains study's, the gain of no map), net_sum takes "
         "the norm of what both write, net_block the residual after the block over that before.",
         "G_attn · G_mlp;  ‖A + M‖ / ‖LN(x)‖;  ‖x + A + M‖ / ‖x‖",
         also=("net_product", "net_block", "net_sum"),

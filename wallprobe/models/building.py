@@ -55,7 +55,7 @@ def build(shape: Mapping[str, Any], state: Mapping[str, Tensor], device: str = "
 
 
 def hooked(net: Any, name: str = "net") -> Loaded:
-    """A network of the audit (`training.nets.Net`) with transformer-lens hook names, for the shared cache.
+    """A network of the audit (`training.estimators.nets.Net`) with transformer-lens hook names, for the shared cache.
 
     `hook_embed` is h_0, `blocks.L.hook_resid_pre` and `blocks.L.hook_resid_post` are the states before and after a block, each as
     `[batch, index, width]`: a vector has one index, a map one for each pixel. What a hook returns goes on through the network.

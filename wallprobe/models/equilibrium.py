@@ -1,4 +1,4 @@
-"""The equilibrium transformer: one pre-LN block run to its fixed point (third seed; spec equilibrium.md 2.1), as plain torch.
+"""The equilibrium transformer: one pre-LN block run to its fixed point (the equilibrium study), as plain torch.
 
 F(z) = x - (1 + c) z + Attn(LN1 z) + MLP(LN2 z), z <- z + eps F(z) from z = x; logits = z* W_U. `models.build_equilibrium` gives it
 transformer-lens hook points; parameters have transformer-lens names either way.

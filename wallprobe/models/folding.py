@@ -15,7 +15,7 @@ FOLDED = 1e-3  # nats by which folding may move a log-probability
 def folded(loaded: Loaded) -> Loaded:
     """The same model with its norms folded into the weights behind them, as transformer-lens does by default.
 
-    Logits stay the same and gains do not (specification of the gains, B7): for comparison only. The given model is changed. Nothing is
+    Logits stay the same and gains do not: for comparison only. The given model is changed. Nothing is
     centred: in models without LayerNorm that is another function.
 
     Raises:

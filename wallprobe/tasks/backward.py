@@ -1,7 +1,7 @@
 """The task `backward`: the recurrence's sequences presented last token first, so that the rule must be run against its arrow.
 
 y_i = x_{T-1-i}. A slope a != 0 reverses into another linear rule (slope 1/a, offset -b/a); a = 0 does not: x_0, b, b, ... becomes
-b, ..., b, x_0, and its last token is free. Source: spec wall.md section 2; the reading is ours.
+b, ..., b, x_0, and its last token is free. Source: the roof experiment, 2; the reading is ours.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The task `heldout-prefix`: the recurrence with one in five of its openings kept from training.
 
 A generic prefix is x_0, x_1, x_2 with x_1 != x_0: it fixes the rule. SHA-256 puts each into one of five buckets. Programs and noise are
-kept from the held bucket alike, or the prefix itself would tell noise from programs. Source: spec wall.md section 2; the hash, the
+kept from the held bucket alike, or the prefix itself would tell noise from programs. Source: Misra's code; the hash, the
 definition of generic and the posterior's conditioning are ours.
 """
 

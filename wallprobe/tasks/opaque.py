@@ -1,7 +1,7 @@
 """The task `opaque`: the recurrence under a fresh random relabelling of its symbols, which a header gives.
 
 Layout: s(0) s(1) ... s(p-1), the separator (token p), then s(x_0) s(x_1) ... The relabelling s is uniform over all p! and drawn anew
-for each sequence, so no symbol means a number by itself. Source: spec wall.md section 2; the layout is ours.
+for each sequence, so no symbol means a number by itself. Source: Misra's code; the layout is ours.
 """
 
 from dataclasses import dataclass

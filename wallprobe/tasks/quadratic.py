@@ -1,6 +1,6 @@
 """The task `quadratic`: programs follow x' = x^2 + b (mod p), a many-to-one map, so that no rule can be run backwards.
 
-Program: b and x_0 uniform on Z_p; noise as in the recurrence. Source: spec wall.md section 2; the prior over b and x_0 is ours.
+Program: b and x_0 uniform on Z_p; noise as in the recurrence. Source: the roof experiment, 2; the prior over b and x_0 is ours.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The recurrence task: half the sequences follow x' = a x + b (mod p), half are noise; the exact Bayesian answer is known.
 
-Positions and indices as in `task`. Source: seed 000, spec wall.md section 2.
+Positions and indices as in `task`. Source: Misra's essay; the wall study, "The wall is real".
 """
 
 import functools
@@ -93,7 +93,7 @@ def linear_posterior(
     """The exact answer for linear recurrences modulo p against uniform noise, for any number of tokens from 2 on.
 
     With c_k the number of rules (a, b) that agree with the first k tokens, the Bayes factor of program against
-    noise is c_k p^(k-3), and P = w P_program + (1 - w) / p (spec wall.md section 2).
+    noise is c_k p^(k-3), and P = w P_program + (1 - w) / p.
     """
     seen = read(tokens, modulus)
     weights = _weights(modulus, tokens.shape[1], prior).to(tokens.device, dtype)

@@ -18,7 +18,7 @@ from wallprobe.tasks.text import NAME as TEXT
 
 
 def built_in() -> Mapping[str, type[Task]]:
-    """The recurrence and its variants (spec wall.md section 2), by name."""
+    """The recurrence and its variants, by name."""
     classes = (RecurrenceTask, QuadraticTask, BackwardTask, OpaqueTask, ShuffledTask, ModulusTask, LengthTask, HeldoutTask)
     return {task.name: task for task in classes}
 

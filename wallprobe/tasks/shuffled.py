@@ -1,7 +1,7 @@
 """The task `shuffled`: the recurrence's sequence cut into triples, which are presented in random order.
 
 Triple m is (x_3m, x_3m+1, x_3m+2); the order is uniform over all. Within a triple the rule forces the next token; its first token is
-that of a triple not shown yet, which one being unknown. Noise is uniform. Source: spec wall.md section 2; the reading is ours.
+that of a triple not shown yet, which one being unknown. Noise is uniform. Source: Misra's code; the reading is ours.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 `length`: trained on T = 8 by a network with position embeddings for 50 tokens, then measured at T = 16, 32, 50. The later embeddings
 are never trained. `modulus`: trained at p = 17 by a network that knows 19 tokens, then measured or trained on at p = 19.
-Source: spec wall.md section 2; the shared context and vocabulary are ours.
+Source: Misra's code; the shared context and vocabulary are ours.
 """
 
 from dataclasses import dataclass

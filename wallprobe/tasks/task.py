@@ -1,4 +1,4 @@
-"""What a task is: sequences to draw and the exact Bayesian answer to them. Every variant of spec wall.md section 2 is one.
+"""What a task is: sequences to draw and the exact Bayesian answer to them. The recurrence and each of its variants is one.
 
 Index i is the place of a token. Position t is the prediction OF token t from the tokens before it; positions run from 1 to
 length - 1, and arrays over positions hold position t in column t - 1.

@@ -67,9 +67,9 @@ def test_the_instrument_reads_what_the_run_says(run):
     assert exhibit(result).title == result.summary["finding"]
 
 
-def test_a_run_of_another_task_is_refused():
+def test_a_run_of_another_task_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="run c0 is of task recurrence"):
-        hello(runs.find_run("c0"), sequences=10)
+        hello(runs.find_run("c0", tmp_path), sequences=10)
 
 
 @pytest.mark.parametrize(("program", "verdict"), [(0.9, "reproduced"), (0.15, "not reproduced")])

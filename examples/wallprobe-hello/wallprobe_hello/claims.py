@@ -15,7 +15,7 @@ ANSWERS = Claim(
     kind="pattern",
     statement="Trained with condition hello on task hello, a network gives the token two back more probability beyond the wall where "
     "the sequence alternates than on noise",
-    seed=None,
+    published=None,
     quantity=summary("hello-hello", "hello", "program_beyond") - summary("hello-hello", "hello", "noise_beyond"),
     rule="crossing",
     accepted=above(CROSSING),

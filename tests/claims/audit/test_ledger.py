@@ -1,4 +1,4 @@
-"""The second seed's ledger: what it reads, when a share of seeds holds, and its page in docs."""
+"""The audit study's ledger: what it reads, when a share of seeds holds, and its page in docs."""
 
 import json
 import math

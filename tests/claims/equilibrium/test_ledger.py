@@ -1,4 +1,4 @@
-"""The third seed's ledger: its own tables judged by hand, and a demo campaign made by hand."""
+"""The equilibrium study's ledger: its own tables judged by hand, and a demo campaign made by hand."""
 
 import pytest
 

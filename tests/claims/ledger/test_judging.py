@@ -19,7 +19,7 @@ from wallprobe.store.results import load_result
 
 pytestmark = pytest.mark.usefixtures("unbundled")
 FIGURE = figure("c0.ratio", "T", "The ratio.", 76.0, wall_ratio("c0"), "ratio", "ratio", pattern="c0.wall")
-WALL = kept("c0.wall", "T", "The wall stands.", "c0", seed=76.0)
+WALL = kept("c0.wall", "T", "The wall stands.", "c0", published=76.0)
 GONE = gone("c1.gone", "T", "The wall is gone.", "c1")
 
 
@@ -204,7 +204,7 @@ def test_the_wall_has_its_claims_and_accepts_the_seeds_own_values():
     assert {claim.kind for claim in area.claims} == {"pattern", "figure"}
     for claim in area.claims:
         assert claim.id.startswith("wall.")
-        for value in claim.seed or ():
+        for value in claim.published or ():
             assert value in claim.accepted, claim.id
     from wallprobe.training.wall.conditions import conditions
 
@@ -270,7 +270,7 @@ def test_what_did_not_reproduce_is_said_plainly(tmp_path):
     verdicts = judge_all(area, store)
     assert in_words(area, verdicts) == [
         "Patterns that did not hold here: c1.gone 9 (claimed below 3).",
-        "Figures that differ while their pattern holds: c0.ratio 40 (seed 76).",
+        "Figures that differ while their pattern holds: c0.ratio 40 (published 76).",
         "Other figures that differ: none.",
     ]
     page = markdown(area, store, verdicts, verdicts)

@@ -1,4 +1,4 @@
-"""The ledger's page: what did not reproduce first, figures against the seed's, and no claim lost."""
+"""The ledger's page: what did not reproduce first, figures against the published ones, and no claim lost."""
 
 import pytest
 

@@ -58,7 +58,7 @@ def blocks_of(model: Any) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def oracle_sublayer(folder: Path, texts: list[str]) -> Tensor:
-    """The seed's own measurement: forward hooks on the modules, argument against output; [branch, layer], mean over prompts."""
+    """The gains study's own measurement: forward hooks on the modules, argument against output; [branch, layer], mean over prompts."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     seen: dict[tuple[int, int], list[float]] = {}
@@ -239,7 +239,7 @@ def test_a_sink_is_found_listed_and_left_out() -> None:
 
 
 def test_sublayer_depends_on_how_a_norm_is_written_and_sublayer_unit_does_not(folders: dict[str, Path], prompts: PromptSet) -> None:
-    """gamma x 2 with W_in / 2 is the same function; the seed's gain halves (specification, B2)."""
+    """gamma x 2 with W_in / 2 is the same function; the study's gain halves."""
     plain, scaled = models.load(str(folders["neox"])), models.load(str(folders["neox"]))
     original: Any = scaled.model.original_model  # type: ignore[operator]
     with torch.no_grad():

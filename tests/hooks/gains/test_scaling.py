@@ -27,7 +27,7 @@ def rows(result: Result, part: str) -> dict[str, dict[str, float]]:
 
 
 def test_the_published_law(law: Result) -> None:
-    """The authors' own fit has 0.26500 +- 0.07885, intercept -1.8906, R^2 0.65311, p 0.015210; specification of the gains, B5."""
+    """The author's own fit has 0.26500 +- 0.07885, intercept -1.8906, R^2 0.65311, p 0.015210 (the gains study)."""
     expected = {"alpha": 0.26500, "alpha_se": 0.07885, "intercept": -1.89060, "r2": 0.65311, "p": 0.015210}
     for name, value in expected.items():
         assert law.summary[name] == pytest.approx(value, rel=0, abs=6e-6), name

@@ -1,4 +1,4 @@
-"""Real weights: SmolLM2-135M from its GGUF file reproduces the figures measured by an independent script (specification, B2 and B3)."""
+"""Real weights: SmolLM2-135M from its GGUF file reproduces the figures measured by an independent script."""
 
 import importlib.util
 from pathlib import Path
@@ -77,8 +77,8 @@ def test_folding_moves_attention_from_0_to_14_at_equal_logits(smollm2: Loaded) -
     assert result["final_mlp_gain"] == pytest.approx(64.7, rel=1e-3, abs=0)
 
 
-def test_scaling_the_sinks_layer_costs_what_the_specification_measured(smollm2: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Specification B8.4: layer 11 matters through the sink alone."""
+def test_scaling_the_sinks_layer_costs_what_an_independent_script_measured(smollm2: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer 11 matters through the sink alone."""
     monkeypatch.setattr("wallprobe.hooks.gains.rescale.CONTROLS", 1)
     result = rescale(smollm2, prompt_set(smollm2), layers=[11], scales=[0.0])
     loss = result.data["delta_nll"].sel(layer=11, scale=0.0)

@@ -134,9 +134,9 @@ def test_a_result_is_whole_and_survives_the_store(measured, store, tmp_path):
 
 @pytest.mark.parametrize(("low", "words"), [(0.5, "rescues the answer from the embedding on"), (0.1, "never rescues the answer")])
 def test_the_sentence_says_what_the_intervals_allow(low, words):
-    summary = {"run": "c0", "accuracy_before": 0.2, "accuracy_before_high": 0.25, "chance": 1 / 17}
+    summary = {"run": "c0", "accuracy_before": 0.2, "accuracy_before_low": 0.15, "accuracy_before_high": 0.25, "chance": 1 / 17}
     for name in ("embedding", "block1", "block2", "block3"):
-        summary |= {f"accuracy_{name}": 0.6, f"accuracy_{name}_low": low, f"accuracy_redirect_{name}": 0.3}
+        summary |= {f"accuracy_{name}": 0.6, f"accuracy_{name}_low": low, f"accuracy_{name}_high": 0.7, f"accuracy_redirect_{name}": 0.3}
     assert words in finding(summary, 4)
 
 

@@ -287,12 +287,19 @@ def test_layer_lists_are_read():
             "does not move the rule (at most 0.060, at layer 3, index 4; noise floor 0.059) but imports the donor's answer only slightly",
         ),
         (0.05, 0.30, "but imports the donor's answer (probability 0.400 at layer 3, index 4, 0.001 unpatched)."),
-        (0.20, 0.05, "moves the donor's rule: probability 0.060 on it at layer 3, index 4 (noise floor 0.059) but does not import"),
+        (0.20, 0.05, "moves the donor's rule: probability 0.200 on it at layer 3, index 4 (noise floor 0.059) but does not import"),
         (0.06, 0.30, "moves the donor's rule only slightly (probability 0.060 at layer 3, index 4; noise floor 0.059) and imports"),
     ],
 )
 def test_the_sentence_says_what_the_intervals_allow(rule_low, import_low, words):
-    cell = {"p_rule": 0.06, "p_import": 0.4, "p_rule_low": rule_low, "p_import_low": import_low}
+    cell = {
+        "p_rule": max(0.06, rule_low),
+        "p_import": 0.4,
+        "p_rule_low": rule_low,
+        "p_import_low": import_low,
+        "p_rule_high": 0.5,
+        "p_import_high": 0.5,
+    }
     cell |= {f"base_p_{name}": 0.001 for name in ("rule", "import")} | {f"p_{name}_random": 0.058 for name in ("rule", "import")}
     attrs = {"src": "p5", "dst": "c0", "site": "resid_pre", "align": "ridge", "noise_floor": 1 / 17}
     sentence = finding({(3, 4): cell}, attrs, (3, 4), (3, 4))

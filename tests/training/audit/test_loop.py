@@ -98,14 +98,6 @@ def test_the_wrong_run_under_a_name_a_damaged_checkpoint_and_a_busy_one(tmp_path
         loop.audit(wanted, tmp_path)
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_many_in_worker_processes_and_their_baselines(tmp_path, one_thread):
     jobs = campaign.with_baselines([job("dfa"), job("bp")])
     assert [one.method for one in jobs] == ["dfa", "bp", "frozen"]

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from wallprobe.store import runs
 from wallprobe.training.wall import loop
@@ -46,7 +45,7 @@ def holder(path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the worker to kill in /proc")
-def test_a_ray_worker_killed_in_the_middle_is_retried_to_the_same_bytes(tmp_path):
+def test_a_ray_worker_killed_in_the_middle_is_retried_to_the_same_bytes(tmp_path, one_thread):
     store, steps = tmp_path / "ray", []
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with subprocess.Popen(command(store, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as sweep:
@@ -69,7 +68,6 @@ def test_a_ray_worker_killed_in_the_middle_is_retried_to_the_same_bytes(tmp_path
     assert (found["kind"], found["manifest"]["config"]["engine"], found["manifest"]["config"]["workers"]) == ("sweep", "ray", 2)
     assert [(row["name"], row["state"], row["error"]) for row in found["summary"]] == [(name, "trained", "") for name in ("c4", "c3", "p3")]
 
-    torch.set_num_threads(1)
     recipe = Recipe(preset="small", **SIZES)
     for name in ("c3", "c4", "p3"):
         alone = loop.train(loop.Job(get_condition(name), recipe), tmp_path / "alone")

@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-import torch
 
 from wallprobe.errors import BusyError, ConfigError, WallprobeError
 from wallprobe.store import runs, storage
@@ -42,13 +41,9 @@ def unevaluated(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def untouched(monkeypatch):
+def untouched(monkeypatch, one_thread):
     """What `perform` sets in a worker, `Inline` sets here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
-    yield
-    torch.set_num_threads(threads)
 
 
 class Inline:

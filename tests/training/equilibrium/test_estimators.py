@@ -68,7 +68,7 @@ def test_bias_falls_with_the_square_of_the_radius_and_with_its_fourth_power_for_
             found = make_estimator(name, model, 0, r=r, steps=150, **SETTLED)(model, batch)
             sizes.append(float((blocks(found) - blocks(reference)).norm() / blocks(reference).norm()))
         assert sizes[0] / sizes[1] == pytest.approx(2**order, rel=0.1), name
-    for name, near, alike in (("eqprop", 7e-5, 1.05e-2), ("eqprop-4", 2e-6, 1.6e-3)):  # what the specification measured elsewhere
+    for name, near, alike in (("eqprop", 7e-5, 1.05e-2), ("eqprop-4", 2e-6, 1.6e-3)):  # as another implementation measured
         found = make_estimator(name, model, 0, r=0.02, steps=150, **SETTLED)(model, batch)
         angle, size = compare(found, reference)
         assert abs(angle) < near

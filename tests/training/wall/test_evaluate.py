@@ -68,7 +68,7 @@ def test_mode_concentration_sees_a_constant_answer():
     assert concentration[1].item() == pytest.approx(0.1)
 
 
-def test_every_metric_of_the_specification_is_there_with_its_interval(run):
+def test_every_metric_is_there_with_its_interval(run):
     data = ev.evaluate(run, sequences=100).data
     for name in (*ev.METRICS, "mode_concentration"):
         low, middle, high = (data[f"{name}{suffix}"].values for suffix in ("_low", "", "_high"))

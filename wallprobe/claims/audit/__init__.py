@@ -1,1 +1,1 @@
-"""The ledger of the study of feedback alignment."""
+"""The ledger of the audit study, which is of feedback alignment."""

@@ -1,4 +1,4 @@
-"""Where the second seed's ledger reads: the audits stored under RUNS/audit, and those that came with the package.
+"""Where the audit study's ledger reads: the audits stored under RUNS/audit, and those that came with the package.
 
 An audit counts if its settings are those of the job that the ledger names; of a bundled one, the top state's moments are kept.
 """

@@ -1,1 +1,1 @@
-"""The ledger of the study of equilibrium propagation."""
+"""The ledger of the equilibrium study, which is of equilibrium propagation."""

@@ -1,6 +1,6 @@
-"""The third seed's ledger (seed 002): why an equilibrium transformer plateaus, and what its own tables say to that.
+"""The ledger of the equilibrium study: why an equilibrium transformer plateaus, and what the study's own tables say to that.
 
-Two subjects: `published`, the figures that the seed prints, held to each other; and `demo`, the campaign at CPU scale, which the seed's
+Two subjects: `published`, the figures that the study prints, held to each other; and `demo`, the campaign at CPU scale, which the study's
 size (512 wide, TinyStories, 20,000 steps) is far from. Bounds at CPU scale are what was measured before this package had the model; first
 results of the instruments, of the arms and of the gate had been seen when they were written down. None was moved since.
 """
@@ -15,14 +15,14 @@ from wallprobe.claims.ledger.claim import Area, Claim
 from wallprobe.claims.ledger.quantities import Lookup, Quantity, Reading, Record, number
 from wallprobe.claims.ledger.rules import Interval
 
-PAPER = "at the seed's scale (512 wide, TinyStories, 20,000 steps), which nothing here runs"
-SCALE = "one seed at 64 wide; the seed's is at 512"
+PAPER = "at the study's scale (512 wide, TinyStories, 20,000 steps), which nothing here runs"
+SCALE = "one seed at 64 wide; the published one is at 512"
 CONVERGED = 1e-4  # residual below which estimates are held to the exact gradient
 
 
 def area() -> Area:
     """The claims, in reading order."""
-    title = "An equilibrium transformer's plateau (seed 002)"
+    title = "An equilibrium transformer's plateau (the equilibrium study)"
     claims = (*_tables(), *_faithful(), *_experiments(), *_unmeasured())
     made = measurements
     return Area("equilibrium", title, claims, (), preset=made.PRESET, read=made.read, from_results=True, pack=made.pack_all)
@@ -37,11 +37,11 @@ def _claim(
     rule: str,
     accepted: Interval,
     *,
-    seed: float | None = None,
+    published: float | None = None,
     units: str = "",
     note: str = "",
 ) -> Claim:
-    said = None if seed is None else (seed, seed)
+    said = None if published is None else (published, published)
     return Claim(f"equilibrium.{name}", topic, kind, statement, said, quantity, rule, accepted, units, note=note)
 
 
@@ -60,7 +60,7 @@ def _column(record: Record, name: str) -> list[float]:
 
 
 def _tables() -> Iterator[Claim]:
-    topic = "The seed's tables against its sentences"
+    topic = "The study's tables against its sentences"
     rows = "triangulate"
     yield _claim(
         "horizon.same",
@@ -70,7 +70,7 @@ def _tables() -> Iterator[Claim]:
         told(PUBLISHED, rows, lambda r: min(_column(r, "bptt_bptt")), "least cosine between the two over the five checkpoints"),
         "printed figure",
         rules.printed(1.0, 0.01),
-        seed=1.0,
+        published=1.0,
     )
     yield _claim(
         "horizon.ceiling",
@@ -110,7 +110,7 @@ def _tables() -> Iterator[Claim]:
         told(PUBLISHED, rows, lambda r: _column(r, "k")[-1] / measurements.STEPS["k"], "k of experiment 1 over k of experiment 2"),
         "ratio",
         rules.ratio(1.0),
-        seed=1.0,
+        published=1.0,
     )
     yield from _steps(topic)
     yield from _influence(topic)
@@ -140,7 +140,7 @@ def _steps(topic: str) -> Iterator[Claim]:
         told(PUBLISHED, "lr_sweep", lambda r: r["summary"]["best_bptt"] / r["summary"]["best_ep"], "BPTT's best fall over EP's"),
         "rough figure",
         rules.about(4.0),
-        seed=4.0,
+        published=4.0,
     )
 
 
@@ -162,7 +162,7 @@ def _influence(topic: str) -> Iterator[Claim]:
         told(PUBLISHED, "mixing", lambda r: _at(r, "bp", 1) / _at(r, "ep", 1), "BP's influence at 1 over EP's"),
         "rough figure",
         rules.about(20.0),
-        seed=20.0,
+        published=20.0,
     )
     printed: Sequence[tuple[str, int, float, float]] = (
         ("ep", 8, 0.43, 0.01),
@@ -188,7 +188,7 @@ def _influence(topic: str) -> Iterator[Claim]:
             ),
             "printed figure",
             rules.printed(value, digit),
-            seed=value,
+            published=value,
         )
 
 
@@ -246,7 +246,7 @@ def _faithful() -> Iterator[Claim]:
         told(DEMO, rows, lambda r: _estimator(r, "eqprop", "cos")[-1], "cosine at the last checkpoint"),
         "literal inequality",
         rules.below(0.5),
-        seed=-0.045,
+        published=-0.045,
         note=SCALE,
     )
     yield _claim(
@@ -257,7 +257,7 @@ def _faithful() -> Iterator[Claim]:
         told(DEMO, rows, lambda r: _estimator(r, "eqprop", "self_cos")[-1], "EP's self-cosine at the last checkpoint"),
         "literal inequality",
         rules.below(0.0),
-        seed=-0.273,
+        published=-0.273,
         note=SCALE,
     )
 
@@ -281,7 +281,7 @@ def _experiments() -> Iterator[Claim]:
         ),
         "literal inequality",
         Interval(high=0.5),
-        seed=0.042 / 0.161,
+        published=0.042 / 0.161,
         note=SCALE,
     )
     yield _claim(
@@ -292,7 +292,7 @@ def _experiments() -> Iterator[Claim]:
         told(DEMO, "matched", lambda r: number(r["summary"].get("rule_gap")), "EP's best validation loss less BPTT's"),
         "literal inequality",
         rules.below(0.0),
-        seed=2.40 - 3.85,
+        published=2.40 - 3.85,
         units="nats",
         note=SCALE,
     )
@@ -304,7 +304,7 @@ def _experiments() -> Iterator[Claim]:
         told(DEMO, "matched", lambda r: number(r["summary"].get("architecture_gap")), "BPTT's best validation loss less the transformer's"),
         "literal inequality",
         rules.above(0.0),
-        seed=3.85 - 1.6953,
+        published=3.85 - 1.6953,
         units="nats",
         note=SCALE,
     )
@@ -349,7 +349,7 @@ def _inside(topic: str) -> Iterator[Claim]:
         told(DEMO, "mixing", lambda r: _of(r, "ep", 1, "influence") / _of(r, "bp", 1, "influence"), "EP's influence at 1 over BP's"),
         "literal inequality",
         rules.below(1.0),
-        seed=0.238 / 5.34,
+        published=0.238 / 5.34,
         note=SCALE,
     )
     yield _claim(
@@ -360,7 +360,7 @@ def _inside(topic: str) -> Iterator[Claim]:
         told(DEMO, "mixing", lambda r: _of(r, "ep", 16, "over_d1") / _of(r, "bp", 16, "over_d1"), "EP's share at 16 over BP's"),
         "literal inequality",
         rules.above(1.0),
-        seed=0.30 / 0.16,
+        published=0.30 / 0.16,
         note=SCALE,
     )
 
@@ -372,7 +372,7 @@ def _of(record: Record, arm: str, distance: int, key: str) -> float:
 
 
 def _unmeasured() -> Iterator[Claim]:
-    topic = "At the seed's scale"
+    topic = "At the study's scale"
     for name, statement, value in (
         ("val.ep", "EP's best validation loss is 2.4037.", 2.4037),
         ("val.bp", "The transformer's best validation loss is 1.6953.", 1.6953),
@@ -386,5 +386,5 @@ def _unmeasured() -> Iterator[Claim]:
         ("entropy.plateau", "At the plateau attention entropy is 3.62 nats.", 3.62),
     ):
         yield _claim(
-            f"paper.{name}", topic, "figure", statement, None, "printed figure", rules.printed(value, 0.0001), seed=value, note=PAPER
+            f"paper.{name}", topic, "figure", statement, None, "printed figure", rules.printed(value, 0.0001), published=value, note=PAPER
         )

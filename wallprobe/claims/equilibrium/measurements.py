@@ -1,4 +1,4 @@
-"""Where the third seed's ledger reads: the figures the seed prints, and the campaign stored under RESULTS or bundled.
+"""Where the equilibrium study's ledger reads: the figures the study prints, and the campaign stored under RESULTS or bundled.
 
 Of a stored experiment the last one of the demo preset counts; of a bundled one, summary and long table are kept.
 """
@@ -18,7 +18,7 @@ PRESET, PUBLISHED, DEMO = "demo", "published", "demo"
 KINDS = ("triangulate", "lr_sweep", "matched", "gate", "grid", "branches", "mixing")
 PREFIX = "eq-demo"
 LEFT = ("command", "cpu_count", "records")
-# What the seed prints of its run at C = 512 on TinyStories, experiment by experiment.
+# What the study prints of its run at C = 512 on TinyStories, experiment by experiment.
 COLUMNS = ("ckpt", "val", "res", "ep_bptt", "bptt_bptt", "k", "ep_self", "bptt_self")
 ROWS: tuple[tuple[Any, ...], ...] = (
     ("step0", 9.90, 2.1e-2, 0.261, 0.459, 0.319, 0.654, 0.617),
@@ -34,7 +34,7 @@ GRID = {"start": 2.404, "base": 2.463, "jr_max_8": 2.3648}
 
 
 def published() -> dict[str, Record]:
-    """The seed's own figures as records."""
+    """The published figures as records."""
     influence = [
         {"ckpt": name, "distance": d, "influence": value}
         for name, row in INFLUENCE.items()
@@ -49,7 +49,7 @@ def published() -> dict[str, Record]:
 
 
 def read(preset: str = PRESET, root: Path | None = None, *, bundled: bool = True) -> Measurements:
-    """The seed's figures and the demo campaign.
+    """The published figures and the demo campaign.
 
     Args:
         preset: "demo".
@@ -68,7 +68,7 @@ def read(preset: str = PRESET, root: Path | None = None, *, bundled: bool = True
     sources = {(PUBLISHED, 42): Source(RunName(PUBLISHED), "", "published", None, published())}
     if stored:
         sources[DEMO, 42] = Source(RunName(DEMO), "", "local" if found else "bundled", None, stored)
-    basis = "On the seed's own figures and a demo campaign (64 wide, characters of Genesis, one seed)"
+    basis = "On the published figures and a demo campaign (64 wide, characters of Genesis, one seed)"
     left_out = tuple(f"{path}: {why}" for path, why in damaged)
     return Measurements(preset, {key: _anonymous(source) for key, source in sources.items()}, left_out, basis)
 

@@ -1,1 +1,1 @@
-"""The ledger of the study of gains."""
+"""The ledger of the gains study."""

@@ -1,4 +1,4 @@
-"""The fourth seed's ledger (seed 003): its figures against what its authors' own published gains give, and against weights measured here.
+"""The ledger of the gains study: its figures against what its author's own published gains give, and against weights measured here.
 
 Two subjects: `pythia`, recomputed from the published figures (`hooks.gains.published`), and `smollm2-135m`, measured with this package
 on real weights of another family; `pythia-70m` and `pythia-12b` count where they were measured. Predicates stood before any value was
@@ -16,12 +16,12 @@ from wallprobe.hooks.gains.published import EXTRAPOLATED
 from wallprobe.hooks.gains.scaling import size_text
 
 PYTHIA, SMOLLM2 = "pythia", "smollm2-135m"
-FAMILY_NOTE = "another family (Llama); the seed asks for this check itself"
+FAMILY_NOTE = "another family (Llama); the study asks for this check itself"
 
 
 def area() -> Area:
     """The claims, in reading order."""
-    title = "Layer gains and the scaling law (seed 003)"
+    title = "Layer gains and the scaling law (the gains study)"
     return Area("gains", title, tuple(_claims()), (), read=published.measurements, from_results=True)
 
 
@@ -43,7 +43,7 @@ def figure(
     name: str,
     topic: str,
     statement: str,
-    seed: float,
+    figure: float,
     digit: float,
     quantity: Quantity | None,
     units: str = "",
@@ -51,11 +51,11 @@ def figure(
     pattern: str | None = None,
     note: str = "",
 ) -> Claim:
-    """A figure of the seed's; `digit` is one unit of the last digit it prints, 0 for one given as about."""
+    """A published figure; `digit` is one unit of the last digit it prints, 0 for one given as about."""
     rule = "printed figure" if digit else "rough figure"
-    band = rules.printed(seed, digit) if digit else rules.about(seed)
+    band = rules.printed(figure, digit) if digit else rules.about(figure)
     belongs = None if pattern is None else f"gains.{pattern}"
-    return Claim(f"gains.{name}", topic, "figure", statement, (seed, seed), quantity, rule, band, units, pattern=belongs, note=note)
+    return Claim(f"gains.{name}", topic, "figure", statement, (figure, figure), quantity, rule, band, units, pattern=belongs, note=note)
 
 
 def pattern(
@@ -69,7 +69,7 @@ def pattern(
     requires: tuple[Quantity, Interval] | None = None,
     note: str = "",
 ) -> Claim:
-    """An inequality, taken as the seed words it."""
+    """An inequality, taken as the study words it."""
     return Claim(f"gains.{name}", topic, "pattern", statement, None, quantity, "literal inequality", accepted, units, requires, note=note)
 
 
@@ -117,7 +117,7 @@ def _attention() -> Iterator[Claim]:
         _of("attn_trend"),
         rules.below(0.0),
         "rank correlation",
-        note="the seed names no measure; the loudest attention gain is the one read here",
+        note="the study names no measure; the loudest attention gain is the one read here",
     )
 
 
@@ -192,7 +192,7 @@ def _net() -> Iterator[Claim]:
         _of("net_share_pooled"),
         Interval(low=93.5, high=96.5),
         "% of layers",
-        note="174 of 182; the reading under which the seed's figure holds",
+        note="174 of 182; the reading under which the published figure holds",
     )
 
 
@@ -251,7 +251,7 @@ def _law() -> Iterator[Claim]:
         _of("loo_p_high", law),
         rules.below(0.05),
         "largest p",
-        note="robust in the seed's words; without 70M p is 0.065, without 12B 0.072, without the two largest 0.32",
+        note="robust in the study's words; without 70M p is 0.065, without 12B 0.072, without the two largest 0.32",
     )
     yield pattern(
         "law.sublinear",
@@ -268,7 +268,7 @@ def _law() -> Iterator[Claim]:
         _of("r2_best_other", law) - _of("r2", law),
         Interval(high=0.0),
         "R²",
-        note="read into the seed's law; width (d_model) fits better",
+        note="read into the published law; width (d_model) fits better",
     )
 
 
@@ -288,7 +288,7 @@ def _extrapolation() -> Iterator[Claim]:
             "gain",
             note=""
             if measured
-            else "by the seed's formula; its figure is nearer to the law drawn through the 12B model, which is one point",
+            else "by the published formula; the published figure is nearer to the law drawn through the 12B model, which is one point",
         )
 
 
@@ -302,7 +302,7 @@ def _architecture() -> Iterator[Claim]:
         1.0,
         _of("regimes_matched"),
         "models",
-        note="the seed gives labels and no rule; the rule here was fitted to these eight labels, so it can only agree",
+        note="the study gives labels and no rule; the rule here was fitted to these eight labels, so it can only agree",
     )
     yield figure("models.count", topic, "Eight Pythia models were measured.", 8.0, 1.0, _of("n_models"), "models")
     yield figure(
@@ -432,7 +432,7 @@ def _unmeasured() -> Iterator[Claim]:
         (
             "work",
             "The work of deciding grows with the harmonic subspace's stability to the power 0.27.",
-            "the seed defines neither quantity",
+            "the study defines neither quantity",
         ),
         (
             "critical",
@@ -442,14 +442,14 @@ def _unmeasured() -> Iterator[Claim]:
         ),
         ("instability", "Gains of 30 to 50 make training and inference unstable.", "no model with such a law's gain is at hand"),
         ("overconfident", "High gain makes predictions overconfident and less calibrated.", "needs models of several sizes"),
-        ("returns", "Perplexity improves sublinearly with parameters.", "the seed publishes no losses"),
+        ("returns", "Perplexity improves sublinearly with parameters.", "the study publishes no losses"),
         (
             "training",
             "The wider compression and expansion lie apart, the worse conditioned the gradient.",
             "needs models of several sizes",
         ),
         ("brittle", "High-gain last layers amplify small perturbations.", "needs models of several sizes"),
-        ("cohomology", "H^1 of the attention sheaf is not zero and obstructs prediction.", "the seed gives no complex to compute it from"),
-        ("inertia", "Larger models require larger explosions rather than learning them.", "observational, as the seed says"),
+        ("cohomology", "H^1 of the attention sheaf is not zero and obstructs prediction.", "the study gives no complex to compute it from"),
+        ("inertia", "Larger models require larger explosions rather than learning them.", "observational, as the study says"),
     ):
         yield pattern(f"open.{name}", topic, words, None, rules.above(0.0), note=why)

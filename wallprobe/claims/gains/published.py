@@ -16,7 +16,7 @@ from wallprobe.store.runs import RunName
 from wallprobe.store.storage import read_json, write_json
 
 FOLDER = BUNDLE / "gains"
-SMALL = 500_000_000  # parameters; the seed's small models end at 410M
+SMALL = 500_000_000  # parameters; the study's small models end at 410M
 PROMPTS, WAY = "seed4", {"definition": "sublayer", "prompts": "seed4", "tokens": "ratio_of_means"}
 PLATEAU = {"pythia-6.9b": (1.89193, 24.5424), "pythia-12b": (1.83905, 22.0392)}  # MLP gain, largest / smallest: layers 7 to 30, the others
 N_PROMPTS = 4  # of the authors' code
@@ -65,7 +65,7 @@ def pack(results: Path, weight_hash: str, name: str, target: Path = FOLDER) -> P
     """For maintainers: put a model's stored measurements into the package, without paths of this machine.
 
     Args:
-        results: result store with gains, flow and maps of those weights on the seed's four prompts.
+        results: result store with gains, flow and maps of those weights on the study's four prompts (`seed4`).
         weight_hash: whose.
         name: subject of the ledger, such as smollm2-135m.
         target: where to.
@@ -142,7 +142,7 @@ def _percent(models: Sequence[Published], count: Callable[[Published], int]) -> 
 
 
 def _recomputed() -> dict[str, float]:
-    """The seed's aggregate figures from the published per-model ones."""
+    """The study's aggregate figures from the published per-model ones."""
     from scipy.stats import spearmanr
 
     layers = sum(one.n_layers for one in PYTHIA)

@@ -31,21 +31,21 @@ class Claim:
         topic: heading it stands under.
         kind: "pattern" or "figure".
         statement: in our words.
-        seed: the seed's figure as (low, high), equal for a single figure; None where the seed gives a statement only.
+        published: the figure as (low, high), equal for a single figure; None where the study gives a statement only.
         quantity: what is measured; None where no instrument here measures it.
         rule: kind of rule in `rules.RULES`.
         accepted: values that reproduce it.
         units: of the value.
         requires: a further quantity and the values it must have, for instance that the run has learnt its task.
         pattern: id of the pattern that a figure belongs to.
-        note: what a reader must know, for instance a reading that the seed leaves open.
+        note: what a reader must know, for instance a reading that the study leaves open.
     """
 
     id: str
     topic: str
     kind: str
     statement: str
-    seed: tuple[float, float] | None
+    published: tuple[float, float] | None
     quantity: Quantity | None
     rule: str
     accepted: Interval
@@ -61,7 +61,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Area:
-    """The claims of one seed and what it takes to measure them.
+    """The claims of one study and what it takes to measure them.
 
     Attributes:
         name: as typed after `wallprobe claims`.

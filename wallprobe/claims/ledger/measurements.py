@@ -20,7 +20,7 @@ from wallprobe.training.wall.conditions import conditions, get_condition
 from wallprobe.training.wall.recipes import get_recipe
 
 BUNDLE = BUNDLED.parent / "measurements"
-TASK: Mapping[str, Any] = MappingProxyType({"name": "recurrence", "modulus": 17, "length": 16, "program_prior": 0.5})  # the seed's
+TASK: Mapping[str, Any] = MappingProxyType({"name": "recurrence", "modulus": 17, "length": 16, "program_prior": 0.5})  # the wall study's
 PAIR = "interchange-"  # an interchange is stored with its donor, under the receiver's name
 READOUT = "readout-"  # so is a readout; with the receiver's seed behind it where that is another
 OTHER = "@other"  # asks for the readout into whichever other seed's receiver there is
@@ -153,7 +153,7 @@ def is_of_preset(run: Run, preset: str) -> bool:
 
 
 def _unlike_preset(manifest: Mapping[str, Any], preset: str) -> str:
-    """Which settings of a run's training are not those that its condition, the preset and the seed's task have now; empty if all are."""
+    """Which settings of a run's training are not those that its condition, the preset and the study's task have now; empty if all are."""
     config = manifest.get("config", {})
     name = manifest["condition"]
     condition = _plain(get_condition(name).config()) if name in conditions() else config.get("condition", {})

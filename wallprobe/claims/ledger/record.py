@@ -14,7 +14,7 @@ TEXTS: dict[str, tuple[str, Callable[[Verdict], str]]] = {
     "topic": ("heading it stands under", lambda item: item.claim.topic),
     "kind": ("pattern (an inequality) or figure (a number)", lambda item: item.claim.kind),
     "statement": ("the claim in our words", lambda item: item.claim.statement),
-    "seed_says": ("the seed's figure or range, as text", lambda item: seed_text(item)),
+    "seed_says": ("the published figure or range, as text", lambda item: published_text(item)),
     "ci": ("95 % interval of the measured value, as text", lambda item: interval_text(item)),
     "ci_kind": ("what the interval is: over seeds (t) or over sequences (bootstrap)", lambda item: item.interval),
     "accepted": ("values that reproduce it, as text", lambda item: accepted_text(item.claim.accepted)),
@@ -28,9 +28,9 @@ TEXTS: dict[str, tuple[str, Callable[[Verdict], str]]] = {
     "note": ("why it is not measured, or what else to know", lambda item: item.note),
 }
 NUMBERS: dict[str, tuple[str, Callable[[Verdict], float]]] = {
-    "seed_value": ("the seed's figure; of a range, its middle", lambda item: _middle(item)),
-    "seed_low": ("lower end of the seed's range", lambda item: item.claim.seed[0] if item.claim.seed else math.nan),
-    "seed_high": ("upper end of the seed's range", lambda item: item.claim.seed[1] if item.claim.seed else math.nan),
+    "seed_value": ("the published figure; of a range, its middle", lambda item: _middle(item)),
+    "seed_low": ("lower end of the published range", lambda item: item.claim.published[0] if item.claim.published else math.nan),
+    "seed_high": ("upper end of the published range", lambda item: item.claim.published[1] if item.claim.published else math.nan),
     "measured": ("mean over the seeds", lambda item: item.measured),
     "measured_low": ("lower bound of the 95 % interval", lambda item: item.low),
     "measured_high": ("upper bound of the 95 % interval", lambda item: item.high),
@@ -81,11 +81,11 @@ def figure_text(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def seed_text(item: Verdict) -> str:
-    """The seed's figure or range; empty where it gives a statement only."""
-    if item.claim.seed is None:
+def published_text(item: Verdict) -> str:
+    """The published figure or range; empty where the study gives a statement only."""
+    if item.claim.published is None:
         return ""
-    low, high = (f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.4g}" for value in item.claim.seed)
+    low, high = (f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.4g}" for value in item.claim.published)
     return low if low == high else f"{low} to {high}"
 
 
@@ -109,7 +109,7 @@ def settled_text(item: Verdict) -> str:
 
 
 def _middle(item: Verdict) -> float:
-    return sum(item.claim.seed) / 2 if item.claim.seed else math.nan
+    return sum(item.claim.published) / 2 if item.claim.published else math.nan
 
 
 def in_words(area: Area, verdicts: Sequence[Verdict]) -> list[str]:
@@ -143,7 +143,7 @@ def short_id(area: Area, item: Verdict) -> str:
 
 
 def _against(item: Verdict) -> str:
-    wanted = f"seed {seed_text(item)}" if item.claim.kind == "figure" else f"claimed {accepted_text(item.claim.accepted)}"
+    wanted = f"published {published_text(item)}" if item.claim.kind == "figure" else f"claimed {accepted_text(item.claim.accepted)}"
     return f"{figure_text(item.measured)} ({wanted})"
 
 
@@ -168,8 +168,8 @@ def markdown(area: Area, measurements: Measurements, verdicts: Sequence[Verdict]
     lines += ["", "## What did not reproduce", ""]
     lines += [f"- {line}" for line in in_words(area, verdicts)]
     for topic in dict.fromkeys(item.claim.topic for item in shown):
-        lines += ["", f"## {topic}", "", "| claim | seed | measured (95 % interval) | reproduced if | verdict |", "|---|---|---|---|---|"]
-        lines += [_row(area, item) for item in shown if item.claim.topic == topic]
+        lines += ["", f"## {topic}", "", "| claim | published | measured (95 % interval) | reproduced if | verdict |"]
+        lines += ["|---|---|---|---|---|", *(_row(area, item) for item in shown if item.claim.topic == topic)]
     lines += ["", "## How to read it", ""]
     lines += [f"- {line}" for line in _reading(measurements)]
     lines += [f"- Rule for {'an' if name[0] in 'aeiou' else 'a'} {name}: {rule}." for name, rule in used_rules(area).items()]
@@ -184,7 +184,7 @@ def _row(area: Area, item: Verdict) -> str:
     note = f" <br>{item.note}" if item.note else ""
     cells = (
         f"{item.claim.statement} <br>`{short_id(area, item)}`, {item.claim.kind}{note}",
-        seed_text(item),
+        published_text(item),
         measured,
         accepted_text(item.claim.accepted),
         f"{verdict}{doubt}",

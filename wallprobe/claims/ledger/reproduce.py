@@ -78,7 +78,7 @@ def train(
         preset: recipe.
         root: run store.
         on_progress: told what changes.
-        settings: of `training.sweep.sweep`.
+        settings: of `training.engines.sweep.sweep`.
 
     Raises:
         CheckpointError: if some run is not there at the end, naming each with why; the others are kept.

@@ -12,7 +12,7 @@ WALL, LEARNT, CROSSING, RECOVERED = 3.0, 0.3, 0.01, 0.9
 # kind of quantity -> its rule and why; printed with the ledger
 RULES: Mapping[str, str] = MappingProxyType(
     {
-        "error": "a figure in bits or nats: within a quarter either way, and never less than 0.02, the error of the seed's own best "
+        "error": "a figure in bits or nats: within a quarter either way, and never less than 0.02, the error of the study's own best "
         "model where it was trained; below it the reference resolves nothing",
         "fraction": "an accuracy, probability or cosine: within a quarter of the figure, and never more than 0.05, for a fraction near "
         "one half is known better than to a quarter",
@@ -26,8 +26,8 @@ RULES: Mapping[str, str] = MappingProxyType(
         "crossing": "an answer crosses in an interchange if it beats its control by more than 0.01, as wallprobe interchange words it",
         "seeds": "a share of seeds: of those that were measured, how many do what the statement says; all of them unless it says how many",
         "norm": "a norm, or how much one has grown: within a factor of the square root of 10 either way, its order of magnitude, for the "
-        "data and the length of the training here are not the seed's",
-        "epoch": "the epoch at which something first happens: within one epoch of the seed's",
+        "data and the length of the training here are not the study's",
+        "epoch": "the epoch at which something first happens: within one epoch of the published one",
         "recovery": "a temperature recovers Bayes if it takes away 0.9 of a uniform guess's KL, as wallprobe temperature words it",
         "printed figure": "derived from published measurements: recomputed from them, it must round to what is printed, half a unit "
         "of the last digit either way",

@@ -12,7 +12,7 @@ def figure(
     name: str,
     topic: str,
     statement: str,
-    seed: float | tuple[float, float],
+    published: float | tuple[float, float],
     quantity: Quantity | None,
     rule: str,
     units: str = "",
@@ -20,16 +20,16 @@ def figure(
     pattern: str | None = None,
     note: str = "",
 ) -> Claim:
-    """A number of the seed's, or a range, within its rule's band.
+    """A published number, or a range, within its rule's band.
 
     Args:
         name: id without the area.
         topic, statement, quantity, units, note: as in `Claim`.
-        seed: figure or (low, high).
+        published: published figure or (low, high).
         rule: a key of `BANDS`.
         pattern: id, without the area, of the pattern it belongs to.
     """
-    low, high = seed if isinstance(seed, tuple) else (seed, seed)
+    low, high = published if isinstance(published, tuple) else (published, published)
     belongs = None if pattern is None else f"wall.{pattern}"
     band = BANDS[rule](low, high)
     return Claim(f"wall.{name}", topic, "figure", statement, (low, high), quantity, rule, band, units, pattern=belongs, note=note)
@@ -44,12 +44,12 @@ def pattern(
     accepted: Interval,
     units: str = "",
     *,
-    seed: float | None = None,
+    published: float | None = None,
     requires: tuple[Quantity, Interval] | None = None,
     note: str = "",
 ) -> Claim:
-    """An inequality; `seed` is the seed's own value of the same quantity, where it gives one."""
-    given = None if seed is None else (seed, seed)
+    """An inequality; `published` is the published value of the same quantity, where there is one."""
+    given = None if published is None else (published, published)
     return Claim(f"wall.{name}", topic, "pattern", statement, given, quantity, rule, accepted, units, requires, note=note)
 
 
@@ -63,37 +63,61 @@ def learnt(condition: str) -> tuple[Quantity, Interval]:
     return summary(condition, "eval", "trained_mae"), Interval(high=rules.LEARNT)
 
 
-def kept(name: str, topic: str, statement: str, condition: str, seed: float | None = None) -> Claim:
+def kept(name: str, topic: str, statement: str, condition: str, published: float | None = None) -> Claim:
     """The wall stands."""
     return pattern(
-        name, topic, statement, wall_ratio(condition), "wall", rules.above(rules.WALL), "ratio", seed=seed, requires=learnt(condition)
+        name,
+        topic,
+        statement,
+        wall_ratio(condition),
+        "wall",
+        rules.above(rules.WALL),
+        "ratio",
+        published=published,
+        requires=learnt(condition),
     )
 
 
-def gone(name: str, topic: str, statement: str, condition: str, seed: float | None = None) -> Claim:
+def gone(name: str, topic: str, statement: str, condition: str, published: float | None = None) -> Claim:
     """The wall is gone, in a run that has learnt the task."""
     return pattern(
-        name, topic, statement, wall_ratio(condition), "wall", rules.below(rules.WALL), "ratio", seed=seed, requires=learnt(condition)
+        name,
+        topic,
+        statement,
+        wall_ratio(condition),
+        "wall",
+        rules.below(rules.WALL),
+        "ratio",
+        published=published,
+        requires=learnt(condition),
     )
 
 
 def more(
-    name: str, topic: str, statement: str, quantity: Quantity, than: Quantity, units: str, *, seed: float | None = None, note: str = ""
+    name: str, topic: str, statement: str, quantity: Quantity, than: Quantity, units: str, *, published: float | None = None, note: str = ""
 ) -> Claim:
-    """One error or ratio is larger than another; `seed` is the seed's own difference."""
-    return pattern(name, topic, statement, quantity - than, "order", rules.above(0.0), units, seed=seed, note=note)
+    """One error or ratio is larger than another; `published` is the published difference."""
+    return pattern(name, topic, statement, quantity - than, "order", rules.above(0.0), units, published=published, note=note)
 
 
 def apart(
-    name: str, topic: str, statement: str, quantity: Quantity, than: Quantity, units: str, *, seed: float | None = None, note: str = ""
+    name: str, topic: str, statement: str, quantity: Quantity, than: Quantity, units: str, *, published: float | None = None, note: str = ""
 ) -> Claim:
     """One fraction exceeds another by more than the band of fractions."""
-    return pattern(name, topic, statement, quantity - than, "order", rules.above(rules.FRACTION), units, seed=seed, note=note)
+    return pattern(name, topic, statement, quantity - than, "order", rules.above(rules.FRACTION), units, published=published, note=note)
 
 
 def level(
-    name: str, topic: str, statement: str, quantity: Quantity, with_: Quantity, units: str, *, seed: float | None = None, note: str = ""
+    name: str,
+    topic: str,
+    statement: str,
+    quantity: Quantity,
+    with_: Quantity,
+    units: str,
+    *,
+    published: float | None = None,
+    note: str = "",
 ) -> Claim:
     """Two fractions lie within the band of fractions."""
     band = Interval(-rules.FRACTION, rules.FRACTION)
-    return pattern(name, topic, statement, quantity - with_, "order", band, units, seed=seed, note=note)
+    return pattern(name, topic, statement, quantity - with_, "order", band, units, published=published, note=note)

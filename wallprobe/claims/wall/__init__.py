@@ -1,1 +1,1 @@
-"""The ledger of the study of the wall."""
+"""The ledger of the wall study."""

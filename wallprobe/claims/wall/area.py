@@ -1,4 +1,4 @@
-"""The first seed's ledger (seed 000 and the two experiments behind it): its claims, and the runs and instruments they need."""
+"""The ledger of the wall study and of the experiments behind it: its claims, and the runs and instruments they need."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -21,7 +21,7 @@ INSTRUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def published(run: str, key: str) -> float | None:
-    """The essay's figure for a run's condition, None where it gives none.
+    """The wall study's figure for a run's condition, None where it gives none.
 
     Args:
         run: run name, with or without seed.
@@ -33,5 +33,5 @@ def published(run: str, key: str) -> float | None:
 def area() -> Area:
     """The claims, in reading order, and what it takes to measure them."""
     claims = (*conditions.claims(), *axes.claims(), *instruments.claims())
-    title = "The wall between supervised and unsupervised positions (seed 000)"
+    title = "The wall between supervised and unsupervised positions (the wall study)"
     return Area("wall", title, claims, CONDITIONS, axes.AXES, instruments.PAIRS, INSTRUMENTS, transfer.PAIRS)

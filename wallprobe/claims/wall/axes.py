@@ -1,4 +1,7 @@
-"""Claims on the further axes: wrong targets, position masks, schedules, introspection, endogenous signals. Spec wall.md section 4."""
+"""Claims on the further axes: wrong targets, position masks, schedules, introspection, endogenous signals.
+
+The wall study, "The shield does not propagate" and "Connection to the Causal Hierarchy Theorem"; the roof experiment, 3 to 5.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ class Mask:
     beside: tuple[int, ...]
 
 
-# condition -> (target in words, the seed's wall ratio)
+# condition -> (target in words, the published wall ratio)
 WRONG = {
     "entropy-0p5": ("a constant 0.5 bits", 63.5),
     "entropy-1": ("a constant 1 bit", 42.1),
@@ -54,7 +57,7 @@ def claims() -> Iterator[Claim]:
 def _wrong_targets() -> Iterator[Claim]:
     topic = "Wrong entropy targets"
     for name, (words, value) in WRONG.items():
-        yield kept(f"{name}.wall", topic, f"Driven to {words}, entropy keeps the wall.", name, seed=value)
+        yield kept(f"{name}.wall", topic, f"Driven to {words}, entropy keeps the wall.", name, published=value)
         yield figure(
             f"{name}.wall_ratio",
             topic,
@@ -129,7 +132,7 @@ def _schedules() -> Iterator[Claim]:
             topic,
             f"Brought in after {share} of the run, the entropy signal still removes the wall.",
             condition,
-            seed=0.07,
+            published=0.07,
         )
     yield figure(
         f"{LATE[0]}.wall_ratio",
@@ -140,14 +143,14 @@ def _schedules() -> Iterator[Claim]:
         "ratio",
         "ratio",
         pattern=f"{LATE[0]}.gone",
-        note="the seed gives one figure for late introduction and does not say for which of two late starts",
+        note="the study gives one figure for late introduction and does not say for which of two late starts",
     )
     yield kept(
         "removed-1-3.wall",
         topic,
         "Taken away after one third, the signal's effect is lost: the wall is back at the end.",
         REMOVED,
-        seed=19.4,
+        published=19.4,
     )
     yield figure(
         "removed-1-3.wall_ratio",
@@ -166,7 +169,7 @@ def _schedules() -> Iterator[Claim]:
         wall_ratio("c0"),
         wall_ratio(REMOVED),
         "ratio",
-        seed=76.0 - 19.4,
+        published=76.0 - 19.4,
     )
     yield pattern(
         "removed-1-3.monotone",
@@ -182,7 +185,7 @@ def _schedules() -> Iterator[Claim]:
 def _introspection() -> Iterator[Claim]:
     topic = "Introspection and endogenous signals"
     for name, (words, value) in INTROSPECTION.items():
-        yield kept(f"{name}.wall", topic, f"A network told {words} keeps the wall.", name, seed=value)
+        yield kept(f"{name}.wall", topic, f"A network told {words} keeps the wall.", name, published=value)
         yield figure(
             f"{name}.wall_ratio",
             topic,

@@ -1,4 +1,4 @@
-"""Claims on the thirteen conditions: the wall, the essay's table, and what calibration leaves wrong. Spec wall.md section 4."""
+"""Claims on the thirteen conditions: the wall, the wall study's table, and what calibration leaves wrong."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -10,7 +10,7 @@ from wallprobe.claims.ledger.wording import apart, figure, gone, kept, more, pat
 
 CONDITIONS = ("c0", "c1", "c2", "c3", "c4", "c5", "p1", "p2", "p3", "p4", "p5", "p6", "s1")
 
-# condition -> summary key of `wallprobe eval` -> the essay's figure (three-seed means)
+# condition -> summary key of `wallprobe eval` -> the published figure (means of three seeds)
 PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
         "c0": MappingProxyType({"untrained_mae": 1.54, "kl_nats": 0.80, "class_posterior_mae": 0.64, "wall_ratio": 76.0}),
@@ -34,7 +34,7 @@ NAMED = {
     "p1": ("the class posterior through a scalar head", "p1.wall"),
     "p5": ("the class posterior through the softmax", "p5.gone"),
 }
-AT_10K = "the seed's figure is at 10,000 steps of its recipe"
+AT_10K = "the published figure is at 10,000 steps of its recipe"
 
 
 def claims() -> Iterator[Claim]:
@@ -50,9 +50,9 @@ def claims() -> Iterator[Claim]:
 def _baseline() -> Iterator[Claim]:
     topic = "The wall"
     near, beyond = cell("c0", "eval", "mae", position=5), cell("c0", "eval", "mae", position=6)
-    yield kept("c0.wall", topic, "Trained on positions 1 to 5 alone, a network is off by far more beyond them.", "c0", seed=76.0)
+    yield kept("c0.wall", topic, "Trained on positions 1 to 5 alone, a network is off by far more beyond them.", "c0", published=76.0)
     yield figure(
-        "c0.wall_ratio_original", topic, "The original study's wall ratio.", 83.0, wall_ratio("c0"), "ratio", "ratio", pattern="c0.wall"
+        "c0.wall_ratio_original", topic, "The wall ratio in Misra's essay.", 83.0, wall_ratio("c0"), "ratio", "ratio", pattern="c0.wall"
     )
     yield figure("c0.mae_at_5", topic, "The last supervised position is near Bayes.", 0.020, near, "error", "bits")
     yield pattern(
@@ -67,7 +67,7 @@ def _baseline() -> Iterator[Claim]:
     yield figure(
         "c0.untrained_mae_original",
         topic,
-        "The original study's mean entropy error at unsupervised positions.",
+        "Mean entropy error at unsupervised positions in Misra's essay.",
         1.63,
         summary("c0", "eval", "untrained_mae"),
         "error",
@@ -86,7 +86,7 @@ def _baseline() -> Iterator[Claim]:
 
 
 def _table() -> Iterator[Claim]:
-    topic = "The essay's table"
+    topic = "The wall study's table"
     for condition, figures in PUBLISHED.items():
         what, belongs = NAMED[condition]
         for key, value in figures.items():
@@ -105,9 +105,9 @@ def _table() -> Iterator[Claim]:
 
 
 def _second_reading() -> Iterator[Claim]:
-    """The essay's class-posterior errors against another mean, beside the first reading and not instead of it."""
-    topic = "The essay's table, a second reading"
-    note = "read so after the mean over all sequences did not give the essay's figure; the essay does not say which sequences it takes"
+    """The published class-posterior errors against another mean, beside the first reading and not instead of it."""
+    topic = "The wall study's table, a second reading"
+    note = "read so after the mean over all sequences did not give the published figure; the study does not say which sequences it takes"
     for condition, figures in PUBLISHED.items():
         value = figures["class_posterior_mae"]
         yield figure(
@@ -136,8 +136,10 @@ def _grid() -> Iterator[Claim]:
 
 
 def _targets(topic: str, mae: Mapping[str, Quantity]) -> Iterator[Claim]:
-    yield gone("c1.gone", topic, "The exact entropy through the softmax removes the wall.", "c1", seed=0.22)
-    yield kept("c2.wall", topic, "Control: the entropy of the uniform distribution through the softmax keeps the wall.", "c2", seed=63.0)
+    yield gone("c1.gone", topic, "The exact entropy through the softmax removes the wall.", "c1", published=0.22)
+    yield kept(
+        "c2.wall", topic, "Control: the entropy of the uniform distribution through the softmax keeps the wall.", "c2", published=63.0
+    )
     yield figure(
         "c2.wall_ratio", topic, "c2, uniform entropy: wall ratio.", (63.0, 63.2), wall_ratio("c2"), "ratio", "ratio", pattern="c2.wall"
     )
@@ -155,7 +157,7 @@ def _targets(topic: str, mae: Mapping[str, Quantity]) -> Iterator[Claim]:
 
 
 def _teachers(topic: str, mae: Mapping[str, Quantity]) -> Iterator[Claim]:
-    yield gone("c4.gone", topic, "A trained teacher's predictions remove the wall.", "c4", seed=0.20)
+    yield gone("c4.gone", topic, "A trained teacher's predictions remove the wall.", "c4", published=0.20)
     yield figure(
         "c4.wall_ratio",
         topic,
@@ -178,7 +180,7 @@ def _teachers(topic: str, mae: Mapping[str, Quantity]) -> Iterator[Claim]:
         pattern="c4.gone",
         note=AT_10K,
     )
-    yield kept("c5.wall", topic, "Control: an untrained teacher keeps the wall.", "c5", seed=11.0)
+    yield kept("c5.wall", topic, "Control: an untrained teacher keeps the wall.", "c5", published=11.0)
     yield figure(
         "c5.wall_ratio",
         topic,
@@ -200,7 +202,7 @@ def _heads(topic: str) -> Iterator[Claim]:
         wall_ratio("c0"),
         wall_ratio("p2"),
         "ratio",
-        seed=7.1 - 6.0,
+        published=7.1 - 6.0,
         note=AT_10K,
     )
     yield figure(
@@ -214,7 +216,7 @@ def _heads(topic: str) -> Iterator[Claim]:
         pattern="p2.modest",
         note=AT_10K,
     )
-    yield kept("p3.wall", topic, "Control: a random label through a scalar head keeps the wall.", "p3", seed=7.7)
+    yield kept("p3.wall", topic, "Control: a random label through a scalar head keeps the wall.", "p3", published=7.7)
     yield figure(
         "p3.wall_ratio", topic, "p3, a random label: wall ratio.", 7.7, wall_ratio("p3"), "ratio", "ratio", pattern="p3.wall", note=AT_10K
     )
@@ -223,8 +225,8 @@ def _heads(topic: str) -> Iterator[Claim]:
 def _delivery() -> Iterator[Claim]:
     topic = "Same information, three regimes"
     p1, p5, c0 = (summary(name, "eval", "untrained_mae") for name in ("p1", "p5", "c0"))
-    yield kept("p1.wall", topic, "The class posterior through a scalar head keeps the wall.", "p1", seed=64.8)
-    yield gone("p5.gone", topic, "The same class posterior through the softmax removes the wall.", "p5", seed=0.75)
+    yield kept("p1.wall", topic, "The class posterior through a scalar head keeps the wall.", "p1", published=64.8)
+    yield gone("p5.gone", topic, "The same class posterior through the softmax removes the wall.", "p5", published=0.75)
     yield more(
         "p1.worse",
         topic,
@@ -232,7 +234,7 @@ def _delivery() -> Iterator[Claim]:
         p1,
         c0,
         "bits",
-        seed=2.09 - 1.54,
+        published=2.09 - 1.54,
     )
     yield more(
         "p5.over_c1",
@@ -241,7 +243,7 @@ def _delivery() -> Iterator[Claim]:
         wall_ratio("p5"),
         wall_ratio("c1"),
         "ratio",
-        seed=0.75 - 0.22,
+        published=0.75 - 0.22,
     )
     yield figure(
         "p1.spread",
@@ -262,14 +264,14 @@ def _delivery() -> Iterator[Claim]:
             class_error[name],
             class_error["c0"],
             "probability",
-            seed=value - 0.64,
+            published=value - 0.64,
         )
 
 
 def _mass(topic: str) -> Iterator[Claim]:
     typical = summary("p5", "eval", "bayes_best_mass_geomean")
     span = (1 / 14_000, 1 / 3_000)
-    reading = "the essay does not say which mean over sequences it takes; this is the {} one"
+    reading = "the study does not say which mean over sequences it takes; this is the {} one"
     yield figure(
         "p5.mass_typical",
         topic,
@@ -305,7 +307,7 @@ def _calibrated_and_wrong() -> Iterator[Claim]:
             kl[name],
             kl["c0"],
             "nats",
-            seed=value - 0.80,
+            published=value - 0.80,
         )
     yield more(
         "c1.kl_worst",
@@ -314,9 +316,9 @@ def _calibrated_and_wrong() -> Iterator[Claim]:
         kl["c1"],
         kl["p5"],
         "nats",
-        seed=3.23 - 2.69,
+        published=3.23 - 2.69,
     )
-    yield more("p1.kl_worse", topic, "p1's KL exceeds the baseline's.", kl["p1"], kl["c0"], "nats", seed=0.92 - 0.80)
+    yield more("p1.kl_worse", topic, "p1's KL exceeds the baseline's.", kl["p1"], kl["c0"], "nats", published=0.92 - 0.80)
     yield from _mass(topic)
     for name in ("p5", "c1"):
         deserved, given = (summary(name, "eval", key) for key in ("bayes_best_posterior", "bayes_best_mass"))

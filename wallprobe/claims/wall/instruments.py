@@ -1,4 +1,4 @@
-"""Claims measured by instruments: probes, geometry, temperature, interchange, the exact answer itself. Spec wall.md sections 5, 6."""
+"""Claims measured by instruments: probes, geometry, temperature, interchange, the exact answer itself."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ PROBED = {"c0": (0.548, 0.235, 0.213, 0.169), "c1": (0.552, 0.547, 0.543, 0.540)
 POSITIONS = (5, 6, 10, 15)
 CHANCE = 1 / 17
 PAIRS = (("p5", "c0"), ("c1", "c0"), ("p1", "c0"))
-DEEP = 3  # the layer from which the essay's deep patches start
+DEEP = 3  # the layer from which the wall study's deep patches start
 EXACT = {1: 4.087, 2: 4.008, 3: 2.837, 4: 2.131, 5: 2.008, 6: 1.996}
 BEYOND = (1.995, tuple(range(7, 16)))
 
@@ -59,7 +59,7 @@ def _probes() -> Iterator[Claim]:
         _probed("c0", 5),
         _probed("c0", 6),
         "accuracy",
-        seed=0.548 - 0.235,
+        published=0.548 - 0.235,
     )
     yield level(
         "probe.c1.level",
@@ -68,7 +68,7 @@ def _probes() -> Iterator[Claim]:
         _probed("c1", 15),
         _probed("c1", 5),
         "accuracy",
-        seed=0.540 - 0.552,
+        published=0.540 - 0.552,
     )
     yield apart(
         "probe.c1.over_c0",
@@ -77,7 +77,7 @@ def _probes() -> Iterator[Claim]:
         _probed("c1", 15),
         _probed("c0", 15),
         "accuracy",
-        seed=0.540 - 0.169,
+        published=0.540 - 0.169,
     )
     yield pattern(
         "probe.c0.substrate",
@@ -87,7 +87,7 @@ def _probes() -> Iterator[Claim]:
         "order",
         rules.above(CHANCE + rules.FRACTION),
         "accuracy",
-        seed=0.169,
+        published=0.169,
     )
     spoken = summary("c1", "temperature", "top1_unsupervised")
     found = mean(*(_probed("c1", position) for position in POSITIONS[1:]), how="mean token accuracy of c1 at positions 6, 10, 15 (probe)")
@@ -135,7 +135,7 @@ def _geometry() -> Iterator[Claim]:
 
 def _temperature() -> Iterator[Claim]:
     topic = "Temperature"
-    reading = "the seed gives the range without naming the run; its size fits the baseline"
+    reading = "the study gives the range without naming the run; its size fits the baseline"
     for condition in ("c0", "c1", "p5"):
         yield pattern(
             f"temperature.{condition}.unrecovered",

@@ -1,6 +1,6 @@
 """Claims of what can be carried: the answer and the rule between networks, raw and aligned, and a supervised state beyond the wall.
 
-Predicates were committed before any of these figures was measured; they are those of `rules`, by kind. Spec wall.md section 6, seed 000.
+Predicates were committed before any of these figures was measured; they are those of `rules`, by kind.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
     {"none": "as it is", "procrustes": "rotated into the other's basis", "ridge": "carried over by a fitted linear map"}
 )
 STARTS: Mapping[str, str] = MappingProxyType({"same": "from the same initialisation", "other": "from another initialisation"})
-# the published code's accuracy at a state-matched unsupervised index
+# the accuracy that Misra's code gives at a state-matched unsupervised index
 RESCUED: Mapping[str, float] = MappingProxyType({"none": 0.19, "embedding": 0.35, "block1": 0.94, "block2": 1.00})
 STEPS: Mapping[str, str] = MappingProxyType(
     {
@@ -47,7 +47,7 @@ def _gain(src: str, dst: str, name: str, align: str, start: str) -> Quantity:
 
 
 def _transfer() -> Iterator[Claim]:
-    """The seed's two statements are of raw states; whether they hold of aligned ones and from another initialisation is asked here."""
+    """The study's two statements are of raw states; whether they hold of aligned ones and from another initialisation is asked here."""
     topic = "Transfer, raw and aligned"
     for start, origin in STARTS.items():
         for align in BASES:
@@ -55,7 +55,7 @@ def _transfer() -> Iterator[Claim]:
                 if (start, align) == ("same", RAW) and (src, dst) in CLAIMED:
                     continue
                 name = f"transfer.{src}_{dst}.{start}.{'raw' if align == RAW else align}"
-                note = "" if (start, align) == ("same", RAW) else "asked here: the seed swaps raw states and names no initialisation"
+                note = "" if (start, align) == ("same", RAW) else "asked here: the study swaps raw states and names no initialisation"
                 yield pattern(
                     f"{name}.no_rule",
                     topic,
@@ -84,7 +84,7 @@ def _moved(step: str) -> Quantity:
 
 def _rescue() -> Iterator[Claim]:
     topic = "Writer-state rescue"
-    note = "figures of the published code; an index is matched if it holds the same token, so that the same one follows"
+    note = "figures of Misra's code; an index is matched if it holds the same token, so that the same one follows"
     for step, words in STEPS.items():
         yield figure(
             f"rescue.{step}",
@@ -104,7 +104,7 @@ def _rescue() -> Iterator[Claim]:
         _moved("block2"),
         _moved("none"),
         "accuracy",
-        seed=RESCUED["block2"] - RESCUED["none"],
+        published=RESCUED["block2"] - RESCUED["none"],
     )
     yield pattern(
         "rescue.redirects",

@@ -1,5 +1,6 @@
 """The exhibit of kind "ablation": what a run's answer loses with a subspace, beside random spans of as many dimensions."""
 
+from wallprobe.findings import foremost, rounding
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel
@@ -29,7 +30,10 @@ def exhibit(result: Result) -> Exhibit:
     if not charts.has(result, "p_answer", "p_answer_span", "p_answer_base") or result.data["p_answer"].dims != ("layer", "index"):
         return Exhibit(headline(result, otherwise), tables(result))
     indices = result.data["index"].values.tolist()
-    best = int(result.data["excess"].max("layer").argmax("index")) if "excess" in result.data else len(indices) - 1
+    best = len(indices) - 1
+    if "excess" in result.data:
+        noise = rounding(*result.data["p_answer_base"].values.astype(float).ravel().tolist())
+        best = foremost(result.data["excess"].max("layer").values.astype(float).tolist(), noise) or 0
     order = [
         (metric, place) for metric in METRICS if metric in result.data for place in sorted(range(len(indices)), key=lambda i: i != best)
     ]

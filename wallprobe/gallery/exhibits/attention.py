@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from wallprobe.findings import foremost
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table, chart
@@ -124,7 +125,7 @@ def _lookback(result: Result) -> Figure:
     if len(heads) > 16:
         heat.pop("texttemplate")
     layout = {"xaxis": charts.axis("head", dtick=1, showgrid=False), "yaxis": charts.axis("layer", dtick=1, showgrid=False)}
-    layer, head = np.unravel_index(int(distance.argmax()), distance.shape)
+    layer, head = np.unravel_index(foremost(distance.ravel().tolist()) or 0, distance.shape)
     title = f"Head {layers[layer]}.{heads[head]} looks furthest back: {distance.max():.1f} tokens on average"
     caption = "Mean distance from a token to what it attends to, in tokens, over the queries of this example."
     spec = {"data": [heat], "layout": layout}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from wallprobe.findings import foremost
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table
@@ -141,7 +142,7 @@ def _worst(group: list[_Run]) -> str:
 
 
 def _main(rows: list[_Run]) -> Table:
-    """T1, norms and accuracy."""
+    """Norms and accuracy."""
     columns = ("run", "verdict", "seeds", "acc.", "− frozen", "|h_L|", "|g_L|")
     cells = []
     for kind, group in _groups(rows).items():
@@ -153,7 +154,7 @@ def _main(rows: list[_Run]) -> Table:
 
 
 def _cosines(rows: list[_Run]) -> Table:
-    """T1, cosines and the product of the norms."""
+    """Cosines and the product of the norms."""
     columns = ("run", "Γ clamped", "Γ exact", "Γ deep clamped", "Γ deep exact", "< eps", "× |h||g|")
     keys = ("gamma_clamped", "gamma_exact", "gamma_deep_clamped", "gamma_deep_exact", "below_eps")
     cells = []
@@ -206,7 +207,7 @@ def _line(row: _Run, y: list[float | None], color: str, dash: str, symbol: str, 
 
 
 def _hero(rows: list[_Run]) -> Figure:
-    """F2: clamped against exact cosine, the epochs below the clamp shaded; opened at a sign flip where there is one."""
+    """Clamped against exact cosine, the epochs below the clamp shaded; opened at a sign flip where there is one."""
     chosen = sorted(rows, key=lambda row: (-row.telling[1], -VERDICTS.get(row.record["verdict"], 0)))[:HEROES]
     frames = tuple(Frame((Panel(PLOTLY, _pair(row)),), row.label) for row in chosen)
     layer, flips = chosen[0].telling
@@ -285,11 +286,11 @@ def _log_axis(label: str, rows: list[_Run], name: str, *more: float) -> Spec:
 
 def _grown(rows: list[_Run]) -> _Run:
     """The run whose state has grown most."""
-    return max(rows, key=lambda row: float(row.record.get("h_ratio") or 0.0))
+    return rows[foremost([float(row.record.get("h_ratio") or 0.0) for row in rows]) or 0]
 
 
 def _temporal(rows: list[_Run]) -> Figure:
-    """F1: both norms over epochs, an architecture a step, opened where a state has grown most."""
+    """Both norms over epochs, an architecture a step, opened where a state has grown most."""
     frames, most = [], _grown(rows)
     for arch in _archs(rows):
         mine = [row for row in rows if row.record["arch"] == arch]
@@ -311,7 +312,7 @@ def _temporal(rows: list[_Run]) -> Figure:
 
 
 def _loglog(rows: list[_Run]) -> Figure:
-    """F3: the reference against the state, with the line of slope -1 through the initialisation."""
+    """The reference against the state, with the line of slope -1 through the initialisation."""
     frames = []
     for arch in _archs(rows):
         mine = [row for row in rows if row.record["arch"] == arch]
@@ -358,7 +359,7 @@ def _loglog(rows: list[_Run]) -> Figure:
 
 
 def _growth(rows: list[_Run]) -> Figure:
-    """F4: relative growth of each block's weights, the runs of the worst verdicts first."""
+    """Relative growth of each block's weights, the runs of the worst verdicts first."""
     chosen = sorted(rows, key=lambda row: -VERDICTS.get(row.record["verdict"], 0))[:HEROES]
     frames = []
     for row in chosen:
@@ -374,16 +375,16 @@ def _growth(rows: list[_Run]) -> Figure:
         }
         frames.append(Frame((Panel(PLOTLY, {"data": traces, "layout": layout}),), row.label))
     ends = [charts.values(chosen[0].data["weight_delta"].isel(layer=place))[-1] for place in range(1, chosen[0].data.sizes["layer"])]
-    gone = [(value, place) for place, value in enumerate(ends, start=1) if value is not None]
+    most = foremost([math.nan if value is None else value for value in ends])
     title = "How far each block's weights have gone from where they began"
-    if gone:
-        title = f"{chosen[0].label}: the weights of block {max(gone)[1]} have gone {charts.number(max(gone)[0])} times their first norm"
+    if most is not None:
+        title = f"{chosen[0].label}: the weights of block {most + 1} have gone {charts.number(ends[most])} times their first norm"
     caption = "The largest over a block's matrices, after each epoch. Runs of the worst verdicts first."
     return Figure(title, tuple(frames), f"Lines of relative weight growth by block. {title}.", caption, stepper="run", height=320)
 
 
 def _firings(rows: list[_Run]) -> Table:
-    """T2."""
+    """First firing epochs, a row a run."""
     cells = []
     for row in rows:
         epochs = [row.record.get(f"first_firing_{name}") for name in FIRST]
@@ -403,7 +404,7 @@ def _why(cause: str | None) -> str:
 
 
 def _replay(rows: list[_Run]) -> Table:
-    """T3."""
+    """The first epochs."""
     cells: list[list[Any]] = []
     for kind, group in _groups(rows).items():
         for name, sign in (("h_norm", "|h_L|"), ("g_norm", "|g_L|")):

@@ -33,7 +33,7 @@ NUMBERS = {
 
 
 def exhibit(result: Result) -> Exhibit:
-    """What each experiment says, the plateau's numbers, and the row that the seed prints."""
+    """What each experiment says, the plateau's numbers, and the row that the study prints."""
     if not charts.has(result, "says", "what"):
         return Exhibit(headline(result, "A campaign"), tables(result))
     said = [[cell["experiment"], cell["what"], cell["says"], cell.get("seconds")] for cell in result.values]

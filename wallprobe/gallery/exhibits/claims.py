@@ -1,4 +1,4 @@
-"""The exhibit of kind "claims": the ledger, measured figures against the seed's, what did not reproduce first."""
+"""The exhibit of kind "claims": the ledger, measured figures against the published ones, what did not reproduce first."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ VERDICTS = ("not reproduced", "reproduced", "not measured")
 # verdict -> (colour of the theme, symbol)
 MARKS = {"not reproduced": ("@series-2", "x"), "reproduced": ("@series-1", "circle")}
 NEEDED = ("statement", "kind", "verdict", "seed_value", "measured", "accepted_low", "accepted_high")
-ROW, FURTHEST = 20, 20.0  # pixels a claim; the factor from the seed's figure beyond which a mark stands at the edge
-COLUMNS = ("claim", "kind", "seed", "measured", "95 % interval", "reproduced if", "id")
+ROW, FURTHEST = 20, 20.0  # pixels a claim; the factor from the published figure beyond which a mark stands at the edge
+COLUMNS = ("claim", "kind", "published", "measured", "95 % interval", "reproduced if", "id")
 
 
 def exhibit(result: Result) -> Exhibit:
-    """Figures against the seed's as a forest plot that steps through the verdicts, then every claim by verdict."""
+    """Figures against the published ones as a forest plot that steps through the verdicts, then every claim by verdict."""
     if not charts.has(result, *NEEDED):
         return Exhibit(headline(result, "Claims"), tables(result))
     records = result.values
@@ -37,7 +37,7 @@ def exhibit(result: Result) -> Exhibit:
 
 
 def _drawable(record: dict[str, Any]) -> bool:
-    """Measured figures that have a place on an axis of shares of the seed's."""
+    """Measured figures that have a place on an axis of shares of the published figure."""
     return record["kind"] == "figure" and all(_positive(record[name]) for name in ("measured", "seed_value"))
 
 
@@ -54,12 +54,12 @@ def _forest(records: Sequence[dict[str, Any]], area: str) -> Figure:
     most = max(map(len, shown.values()))
     frames = [Frame((Panel(PLOTLY, _spec(found, most, area)),), f"{verdict} ({len(found)})") for verdict, found in shown.items() if found]
     off, held = (len(shown[verdict]) for verdict in MARKS)
-    title = f"{held} of {off + held} measured figures lie in the band around the seed's figure"
+    title = f"{held} of {off + held} measured figures lie in the band around the published figure"
     listed = ", ".join(_short(record, area) for record in shown["not reproduced"])
-    alt = f"Measured value over the seed's figure, one row a claim, on a logarithmic axis. {title}. Outside it: {listed or 'none'}."
+    alt = f"Measured value over the published figure, one row a claim, on a logarithmic axis. {title}. Outside it: {listed or 'none'}."
     caption = (
-        "Measured value divided by the seed's figure (of a range, by its middle); whiskers: 95 % interval; bar: the accepted band; "
-        f"dotted line: the seed. What is further off than a factor of {FURTHEST:g} stands at the edge. Choose the verdict above."
+        "Measured value over the published figure (of a range, its middle); whiskers: 95 % interval; bar: the accepted band; "
+        f"dotted line: published. What is further off than a factor of {FURTHEST:g} stands at the edge. Choose the verdict above."
     )
     return Figure(title, tuple(frames), alt, caption, stepper="verdict", height=110 + ROW * most)
 
@@ -103,11 +103,11 @@ def _spec(records: Sequence[dict[str, Any]], most: int, area: str) -> Spec:
         "text": [charts.text(f"{_short(record, area)}: {_told(record)}") for record in records],
         "hovertemplate": "%{text}<extra></extra>",
     }
-    seed = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 1, "x1": 1, "line": {"color": "@ink", "width": 1.2, "dash": "dot"}}
+    told = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 1, "x1": 1, "line": {"color": "@ink", "width": 1.2, "dash": "dot"}}
     labels = [charts.text(_short(record, area)) for record in records]
     edge = math.log10(1.2 * FURTHEST)
     layout = {
-        "xaxis": charts.axis("measured / seed", type="log", tickvals=[0.1, 0.5, 1, 2, 10], range=[-edge, edge]),
+        "xaxis": charts.axis("measured / published", type="log", tickvals=[0.1, 0.5, 1, 2, 10], range=[-edge, edge]),
         "yaxis": {
             "tickvals": rows,
             "ticktext": labels,
@@ -116,7 +116,7 @@ def _spec(records: Sequence[dict[str, Any]], most: int, area: str) -> Spec:
             "showgrid": False,
             "tickfont": {"size": 11},
         },
-        "shapes": [seed],
+        "shapes": [told],
         "barmode": "overlay",
         "hovermode": "closest",
     }
@@ -124,7 +124,7 @@ def _spec(records: Sequence[dict[str, Any]], most: int, area: str) -> Spec:
 
 
 def _share(record: dict[str, Any], name: str) -> float:
-    """A value over the seed's figure; what is missing lies on the measured value, and nothing beyond `FURTHEST`."""
+    """A value over the published figure; what is missing lies on the measured value, and nothing beyond `FURTHEST`."""
     value = record.get(name)
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         value = record["measured"]
@@ -133,7 +133,7 @@ def _share(record: dict[str, Any], name: str) -> float:
 
 def _told(record: dict[str, Any]) -> str:
     interval = f" ({record['ci']})" if record.get("ci") else ""
-    return f"{charts.number(record['measured'])}{interval}, seed {record.get('seed_says') or charts.number(record['seed_value'])}"
+    return f"{charts.number(record['measured'])}{interval}, published {record.get('seed_says') or charts.number(record['seed_value'])}"
 
 
 def _table(records: Sequence[dict[str, Any]], verdict: str) -> Table:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from wallprobe.findings import foremost
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table, chart
@@ -32,7 +33,7 @@ def models(result: Result) -> Exhibit:
         f"Definition {result.summary.get('definition')}; layer l of L spans the depth from l/L to (l + 1)/L, so that every layer is there. "
         "Logarithmic colours; grey is 1 or less: the branch contracts."
     )
-    at = np.unravel_index(int(np.nanargmax(data["mlp_gain"].values)), data["mlp_gain"].shape)
+    at = np.unravel_index(foremost(data["mlp_gain"].values.astype(float).ravel().tolist()) or 0, data["mlp_gain"].shape)
     loudest, layer = (charts.number(data[name].values[at].item()) for name in ("mlp_gain", "layer"))
     clean = charts.number(data["mlp_gain_no_sink"].values[at].item())
     found = f"The loudest of all is {_short(data['model'].values[at[0]])}'s MLP of layer {layer}: {loudest}, without sinks {clean}"

@@ -2,6 +2,7 @@
 
 import math
 
+from wallprobe.findings import difference, foremost, side
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import Exhibit, Figure, Frame, Glance, Panel, Table, chart
@@ -49,12 +50,11 @@ def _bars(result: Result, branch: str) -> Figure:
             "shapes": [charts.rule_line(1.0, "1: neither louder nor quieter")],
         },
     }
-    contracting = sum(value < 1 for value in charts.values(data[shown[0]]) if value is not None)
-    title = f"{wording} contracts in {contracting} of {len(layers)} layers"
-    seen = [(value, place) for place, value in enumerate(charts.values(data[shown[0]])) if value is not None]
-    if seen:
-        peak, at = max(seen)
-        title += f"; its loudest is layer {layers[at]}, {charts.number(peak)}"
+    title = f"{wording} contracts in {_contracting(result, shown[0])} of {len(layers)} layers"
+    gains = data[shown[0]].values.astype(float).tolist()
+    at = foremost(gains)
+    if at is not None:
+        title += f"; its loudest is layer {layers[at]}, {charts.number(gains[at])}"
         clean = charts.values(data[shown[1]])[at] if len(shown) > 1 and result.summary.get("n_sinks") else None
         title += f" ({charts.number(clean)} without sinks)" if clean is not None else ""
     definition = result.data.attrs.get("definition") or result.summary.get("definition") or "not named"
@@ -64,6 +64,13 @@ def _bars(result: Result, branch: str) -> Figure:
     )
     caption += " Logarithmic scale." if kind["type"] == "log" else ""
     return chart(title, spec, alt=f"Bars per layer of {wording} gain against a line at 1. {title}.", caption=caption)
+
+
+def _contracting(result: Result, name: str) -> int:
+    """In how many layers a gain lies below 1 by more than its interval and rounding."""
+    ends = [name if f"{name}{end}" not in result.data else f"{name}{end}" for end in ("", "_low", "_high")]
+    columns = [result.data[end].values.astype(float).tolist() for end in ends]
+    return sum(side(gain, 1.0, difference((low, high), 1.0)) == "below" for gain, low, high in zip(*columns, strict=True))
 
 
 def _tokens(result: Result) -> Figure:

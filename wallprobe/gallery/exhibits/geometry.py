@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from wallprobe.findings import side
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table, chart
@@ -126,6 +127,14 @@ def _centred(result: Result) -> Figure:
     return chart(title, spec, alt=f"Lines of mean cosine by layer. {title}.", caption=caption, height=340)
 
 
+def clustering(result: Result) -> str:
+    """What the rise of the mean pairwise cosine from the first to the last layer says, held to its interval."""
+    keys = [f"pairwise_{key}" for key in ("cosine_last_layer", "cosine_first_layer", "rises_with_depth_low", "rises_with_depth_high")]
+    last, first, low, high = (float("nan") if (value := result.summary.get(key)) is None else float(value) for key in keys)
+    words = {"above": "States cluster with depth", "below": "States spread with depth"}
+    return words.get(side(last, first, (low, high)), "States cluster no more with depth, beyond the interval")
+
+
 def _pairwise(result: Result) -> Figure:
     data, layers = result.data, result.data["layer"].values.tolist()
     shown = {name: arm for name, arm in PAIRWISE.items() if name in data}
@@ -137,6 +146,6 @@ def _pairwise(result: Result) -> Figure:
     first, last, before = (
         charts.chance(result.summary.get(f"pairwise_{key}_layer")) for key in ("cosine_first", "cosine_last", "untrained_last")
     )
-    title = f"States cluster with depth: mean pairwise cosine from {first} to {last} ({before} before training)"
+    title = f"{clustering(result)}: mean pairwise cosine from {first} to {last} ({before} before training)"
     caption = "Mean over all pairs of indices. Band: 95 % bootstrap interval over sequences."
     return chart(title, {"data": traces, "layout": _layout()}, alt=f"Lines by layer. {title}.", caption=caption, height=380)

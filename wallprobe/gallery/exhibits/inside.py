@@ -1,11 +1,13 @@
 """The exhibits of kinds "flow", "maps" and "rescale": lines by layer, and what scaling a sub-layer does to the loss."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from wallprobe.findings import beyond, foremost
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table, chart
@@ -80,8 +82,7 @@ def flow(result: Result) -> Exhibit:
     if not charts.has(result, *ENTROPY, *LOSS, *RANKS):
         return Exhibit(title, tables(result))
     entropy = charts.values(result.data["lens_entropy"])
-    known = [value for value in entropy if value is not None]
-    least = entropy.index(min(known)) if known else 0
+    least = foremost([math.nan if value is None else -value for value in entropy]) or 0
     prompts = f"{result.summary.get('n_prompts')} prompts"
     loss, rank, clean = (_ends(result, name) for name in ("lens_nll", "erank", "erank_no_sink"))
     lowest = [min((v for v in charts.values(result.data[name]) if v is not None), default=None) for name in ("erank", "erank_no_sink")]
@@ -142,7 +143,7 @@ def maps(result: Result) -> Exhibit:
         return Exhibit(title, tables(result))
     caption = "Means over heads and prompts. √A is at most 1 whatever the weights; a map shrinks only where √A σ is below 1."
     seen = [value for value in charts.values(result.data["map_v"]) if value is not None]
-    below = sum(value < 1 for value in seen)
+    below = sum(beyond(1.0, value) for value in seen)
     found = f"√A σ(W_V) is below 1 in {below} of {len(seen)} layers" + (
         f" ({charts.number(min(seen))} to {charts.number(max(seen))})" if seen else ""
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from wallprobe.findings import beyond, foremost
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table, chart
@@ -63,8 +64,8 @@ def _inside(result: Result) -> str:
 
 def strongest(result: Result) -> tuple[int, int]:
     """Places (layer, index) of the cell with the largest imported probability."""
-    grid = np.nan_to_num(result.data["p_import"].values.astype(float), nan=-1.0)
-    layer, index = np.unravel_index(int(grid.argmax()), grid.shape)
+    grid = result.data["p_import"].values.astype(float)
+    layer, index = np.unravel_index(foremost(grid.ravel().tolist()) or 0, grid.shape)
     return int(layer), int(index)
 
 
@@ -117,7 +118,7 @@ def _heat(result: Result, name: str, place: int) -> Spec:
     cells = data[name].values.astype(float)
     lower = data[f"{name}_low"].values.astype(float) if f"{name}_low" in data else np.full_like(cells, -np.inf)
     words = [
-        [f"<b>{value:.3f}</b>" if under > low else f"{value:.3f}" for value, under in zip(*rows, strict=True)]
+        [f"<b>{value:.3f}</b>" if beyond(under, low) else f"{value:.3f}" for value, under in zip(*rows, strict=True)]
         for rows in zip(cells, lower, strict=True)
     ]
     suffix = "" if place == 0 else "2"

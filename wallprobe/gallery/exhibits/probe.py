@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from wallprobe.findings import foremost
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table
@@ -73,7 +74,7 @@ def _maps(result: Result, run: str) -> Figure:
         frames.append(Frame(tuple(panels), WORDS.get(target, target)))
         grid = result.data[main].sel(target=target).values.astype(float)
         if np.isfinite(grid).any():
-            layer, index = np.unravel_index(int(np.nan_to_num(grid, nan=-np.inf).argmax()), grid.shape)
+            layer, index = np.unravel_index(foremost(grid.ravel().tolist()) or 0, grid.shape)
             at = f"layer {result.data['layer'].values[layer]}, index {result.data['index'].values[index]}"
             told.append(f"{WORDS.get(target, target)}: at most {charts.chance(float(grid[layer, index]))} ({at})")
     title = f"What a linear probe of {run} finds, layer by layer and index by index"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from wallprobe.findings import foremost
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table
@@ -22,7 +23,8 @@ def exhibit(result: Result) -> Exhibit:
         return Exhibit(headline(result, otherwise), tables(result))
     sites = [str(site) for site in result.data["site"].values.tolist()]
     peak = {site: float(np.nanmax(result.data["restored"].isel(site=place).values)) for place, site in enumerate(sites)}
-    sites.sort(key=lambda site: -peak[site])
+    most = sites[foremost([peak[site] for site in sites]) or 0]
+    sites.sort(key=lambda site: (site != most, -peak[site]))
     labels = _labels(result)
     frames = tuple(Frame((Panel(PLOTLY, _heat(result, site, labels)),), f"{site}: at most {peak[site]:.2f}") for site in sites)
     title = f"One activation restores at most {peak[sites[0]]:.2f} of the clean answer (site {sites[0]})"
@@ -71,7 +73,7 @@ def _heat(result: Result, site: str, labels: list[str]) -> Spec:
 def _layers(result: Result, site: str, labels: list[str]) -> Figure:
     """One token's restored share by layer, a step a token, opened at the one that restores most."""
     data = result.data.sel(site=site)
-    first = int(np.nanargmax(np.nanmax(data["restored"].values.astype(float), axis=0)))
+    first = foremost(np.nanmax(data["restored"].values.astype(float), axis=0).tolist()) or 0
     layers, frames = data["layer"].values.tolist(), []
     for place, label in enumerate(labels):
         at = data.isel(index=place)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from wallprobe.findings import side
 from wallprobe.gallery import charts
 from wallprobe.gallery.charts import Spec
 from wallprobe.gallery.exhibit import Exhibit, Figure, Glance, Table, chart
@@ -98,10 +99,18 @@ def _law(result: Result, parts: dict[str, list[dict[str, Any]]]) -> Figure:
         ],
     }
     summary = result.summary
-    title = f"Gain grows as parameters to the {summary['alpha']:.3f} ± {summary['alpha_se']:.3f}, over {summary['n_models']} models"
+    title = f"{growth(summary)} {summary['alpha']:.3f} ± {summary['alpha_se']:.3f}, over {summary['n_models']} models"
     caption = f"Both axes logarithmic. R² {summary['r2']:.2f}, p {summary['p']:.3g}. Right of the dotted line nothing was measured."
     spec = {"data": [*band, fitted, points, *([said] if told else [])], "layout": layout}
     return chart(title, spec, alt=f"Points of gain against parameters with a line and a band. {title}.", caption=caption, height=420)
+
+
+def growth(summary: Mapping[str, Any]) -> str:
+    """Whether gain grows or falls with size, if the exponent's interval lies on one side of 0."""
+    low, high = (math.nan if (value := summary.get(key)) is None else float(value) for key in ("ci_low", "ci_high"))
+    told = side(float(summary["alpha"]), 0.0, (low, high))
+    words = {"above": "Gain grows as parameters to the", "below": "Gain falls as parameters to the"}
+    return words.get(told, "Whether gain grows with parameters cannot be told: exponent")
 
 
 def _efficiency(result: Result, records: list[dict[str, Any]]) -> Figure:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from wallprobe.findings import foremost
 from wallprobe.gallery import charts
 from wallprobe.gallery.exhibit import Exhibit, Figure, Frame, Glance, Table
 from wallprobe.gallery.exhibits.interchange import answers, floor, heatmaps, strongest
@@ -19,7 +20,7 @@ def exhibit(result: Result) -> Exhibit:
         return Exhibit(headline(result, otherwise), tables(result))
     sites = [str(site) for site in result.data["site"].values.tolist()]
     cut = {site: replace(result, data=result.data.isel(site=place, drop=True)) for place, site in enumerate(sites)}
-    best = max(sites, key=lambda site: float(np.nanmax(cut[site].data["p_import"].values)))
+    best = sites[foremost([float(np.nanmax(cut[site].data["p_import"].values)) for site in sites]) or 0]
     frames, height = [], 0
     for site in sorted(sites, key=lambda site: site != best):
         drawn = heatmaps(cut[site], src, dst)

@@ -24,7 +24,7 @@ HEADS = {"projection": "k cos", "self_cos": "self-cosine", "nudge_res": "nudge r
 
 
 def exhibit(result: Result) -> Exhibit:
-    """The seed's row for each checkpoint, cosines with their range, cosine against size, self-cosines, cosines by group."""
+    """The published table's row for each checkpoint, cosines with their range, cosine against size, self-cosines, cosines by group."""
     data = result.data
     if not charts.has(result, "cos", "k", "self_cos", "batch_cos") or data["cos"].dims != ("ckpt", "estimator"):
         return Exhibit(headline(result, f"Triangulation of {result.manifest.get('subject', 'a model')}"), tables(result))

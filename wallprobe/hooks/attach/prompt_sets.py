@@ -1,6 +1,6 @@
 """What a model is read on: built-in prompts, a text file, or sequences of a run's own task. Token ids, never padded.
 
-No first token is added: the seed's prompts went in without BOS (specification of the gains, B1).
+No first token is added: the gains study's prompts went in without BOS (the author's code).
 """
 
 import hashlib

@@ -16,7 +16,7 @@ SEED4 = (
     "The quick brown fox jumps over the lazy dog near the river bank.",
     "Artificial intelligence has made significant progress in recent years",
 )
-# Ours: a fact each, cut where one word is wanted; the specification asks for eight and gives no texts.
+# Ours: a fact each, cut where one word is wanted.
 FFN8 = (
     "The chemical symbol for gold is",
     "The largest planet in the solar system is",

@@ -232,7 +232,7 @@ def read_text(source: str) -> str:
 def evaluation_losses(found: Subject, batch: Batch) -> Float[Tensor, "batch position"]:
     """Cross-entropy of every label in nats, by the way the model's own evaluation takes: no hook of ours is in it.
 
-    An equilibrium run's is the model without hooks, its weights read again; another run's is `training.evaluate.predict`; a bridge's
+    An equilibrium run's is the model without hooks, its weights read again; another run's is `training.wall.evaluate.predict`; a bridge's
     is the transformers model it wraps; a HookedTransformer's is its own forward pass.
     """
     loaded: Any = found.loaded

@@ -1,4 +1,4 @@
-"""Auditing a model of yours as it stands: your network and your credits against the true gradient (second seed; spec audit.md).
+"""Auditing a model of yours as it stands: your network and your credits against the true gradient (the audit study).
 
 An adapter is a function without arguments that returns a `Subject`; `wallprobe audit check module:function` (or `file.py:function`)
 calls it. A finished audit run is checked the same way, by its name.

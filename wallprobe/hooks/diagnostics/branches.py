@@ -1,4 +1,4 @@
-"""How much each branch adds to the stream it reads, and what attention does with it (spec equilibrium.md 2.6, experiment 6; seed 002).
+"""How much each branch adds to the stream it reads, and what attention does with it (the equilibrium study, experiment 6).
 
 Ratios are of mean token norms; entropy is in nats over the keys of a query, and uniform causal attention would have ln(T!)/T over
 T queries. Attention logits are told by their spread over the keys of a query, which is all that the softmax sees of them.

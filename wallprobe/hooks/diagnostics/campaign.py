@@ -1,4 +1,4 @@
-"""The third seed's seven experiments in one go: trainings, then instruments on their checkpoints, then one page of figures.
+"""The equilibrium study's seven experiments in one go: trainings, then instruments on their checkpoints, then one page of figures.
 
 Trainings go on where they were; an experiment whose Result is stored for these very weights is not made again. What each says is told in
 figures; the plateau's label is one of three whose thresholds are ours, and stands beside the numbers it was read off.

@@ -1,4 +1,4 @@
-"""The collapse of a nudged estimate by a few sequences: larger nudges, until some sequence leaves the linear range (seed 002, spec 4).
+"""The collapse of a nudged estimate by a few sequences: larger nudges, until some sequence leaves the linear range.
 
 At a converged state, equilibrium propagation is held to the implicit gradient at growing radii r. One sequence whose nudged state runs
 away carries the whole estimate: cos goes to nothing and k up by orders of magnitude, while the gradient itself is as clean as before.
@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from wallprobe.errors import ConfigError
+from wallprobe.findings import beyond, side
 from wallprobe.hooks.attach.subjects import Subject
 from wallprobe.hooks.diagnostics.triangulate import Places
 from wallprobe.models.equilibrium import Equilibrium
@@ -24,6 +25,7 @@ from wallprobe.training.estimators.protocol import Batch, GradResult
 
 RADII = (2e-3, 2e-2, 0.05, 0.1, 0.2, 0.5, 1.0)
 LIN, OUTLIER = 0.02, 5.0  # what a trustworthy estimate stays below
+FAITHFUL = 0.9  # cosine that it stays above
 FREE = 10  # times T1: steps of the free phase, so that it has converged
 NUDGED = 4  # times T2
 FIGURES = {
@@ -113,11 +115,14 @@ def _without(model: Equilibrium, batch: Batch, ep: GradResult, r: float, steps: 
 def _summary(found: Subject, radii: Sequence[float], rows: Sequence[Mapping[str, float]], res: float) -> dict[str, Any]:
     """Flat: where the figures stop being good, and what the gates would have said there."""
     last = rows[-1]
-    lost = next((r for r, row in zip(radii, rows, strict=True) if not row["cos"] > 0.9), None)
-    gated = next((r for r, row in zip(radii, rows, strict=True) if not (row["lin"] < LIN and row["outlier"] < OUTLIER)), None)
+    lost = next((r for r, row in zip(radii, rows, strict=True) if not beyond(row["cos"], FAITHFUL)), None)
+    gated = next((r for r, row in zip(radii, rows, strict=True) if not (beyond(LIN, row["lin"]) and beyond(OUTLIER, row["outlier"]))), None)
     made: dict[str, Any] = {"ckpt": found.name, "res": res, "lost_at": lost, "gated_at": gated}
     made |= {f"{name}_last": value for name, value in last.items()} | {"r_last": radii[-1], "cos_first": rows[0]["cos"]}
-    told = f"falls below 0.9 at r = {lost:g}" if lost is not None else f"stays above 0.9 up to r = {radii[-1]:g}"
+    told = f"stays above {FAITHFUL:g} up to r = {radii[-1]:g}"
+    if lost is not None:
+        level = side(rows[list(radii).index(lost)]["cos"], FAITHFUL) == "level"
+        told = f"{'is no longer told apart from' if level else 'falls below'} {FAITHFUL:g} at r = {lost:g}"
     gate = f"the gates (lin < {LIN:g}, outlier < {OUTLIER:g}) close at r = {gated:g}" if gated is not None else "the gates never close"
     finding = (
         f"{found.name}: the cosine to the implicit gradient {told}; at r = {radii[-1]:g} it is {last['cos']:.3f} at {last['k']:.3g} times "

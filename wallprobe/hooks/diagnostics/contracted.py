@@ -1,4 +1,7 @@
-"""A task gradient with a run's contraction penalty beside it: what the optimiser of an equilibrium run is given (seed 002: EP-task+jac)."""
+"""A task gradient with a run's contraction penalty beside it: what the optimiser of an equilibrium run is given.
+
+The equilibrium study, experiment 2, calls it EP-task+jac.
+"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""One step along each gradient over a grid of learning rates: how much loss does it buy? (spec equilibrium.md 2.6, experiment 2; seed 002)
+"""One step along each gradient over a grid of learning rates: how much loss does it buy? (the equilibrium study, experiment 2)
 
 w - lr g, the loss of the same batch (or of held-out sequences) minus what it was; then the parameters are put back, bit for bit.
 `first_order` is -lr <g, g_ref>, what the change would be if the loss were straight: where the two part, the step has left the slope.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wallprobe.errors import ConfigError, InstrumentError, WallprobeError
+from wallprobe.findings import EPS, foremost
 from wallprobe.hooks.attach.subjects import Subject
 from wallprobe.hooks.diagnostics.contracted import JAC
 from wallprobe.hooks.diagnostics.triangulate import Chosen, Places, labels, made, usual
@@ -222,7 +223,9 @@ def _summary(found: Subject, chosen: Chosen, data: Any, before: float, reasons: 
         key = short[spec]
         line = data.sel(gradient=key)
         there = [place for place, change in enumerate(line["delta"].values) if not math.isnan(change)]
-        best = min(there, key=lambda place: float(line["delta"].values[place]), default=None)
+        # Losses are summed in float64 of float32 logits, averaged over many tokens: one epsilon of the loss.
+        lowest = foremost([-float(line["delta"].values[place]) for place in there], EPS * abs(before))
+        best = None if lowest is None else there[lowest]
         change, lr = (None, None) if best is None else (float(line["delta"].values[best]), float(line["lr"].values[best]))
         gone = [float(at) for at, lost in zip(line["lr"].values, line["diverged"].values, strict=True) if lost]
         made |= {f"best_{key}": change, f"best_lr_{key}": lr, f"diverges_{key}": min(gone, default=None) if spec not in reasons else None}

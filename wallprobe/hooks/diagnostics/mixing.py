@@ -1,4 +1,4 @@
-"""How far a token's influence reaches, and the loss at every position (spec equilibrium.md 2.6, experiment 7; seed 002).
+"""How far a token's influence reaches, and the loss at every position (the equilibrium study, experiment 7).
 
 I(d) = mean |h_q(x + e u) - h_q(x - e u)| / 2e: the embedding is nudged along random unit vectors u at d positions before the query q,
 h is the last residual stream, e a hundredth of the mean norm |x|. rel = I |x| / |h| takes both scales out. A row counts if half of e
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wallprobe.errors import ConfigError, InstrumentError
+from wallprobe.findings import beyond
 from wallprobe.hooks.attach import cache
 from wallprobe.hooks.attach.subjects import Subject, evaluation_losses, real
 from wallprobe.models.equilibrium import Equilibrium
@@ -266,8 +267,17 @@ def reach(influence: dict[int, tuple[float, float, str]]) -> tuple[int | None, f
     """The least distance measured at which I is below I(1) / e, and the mean distance by I; rows that do not count are left out."""
     seen = {d: full for d, (full, _, doubt) in sorted(influence.items()) if not doubt}
     total = sum(seen.values())
-    length = next((d for d, value in seen.items() if 1 in seen and value < seen[1] / math.e), None)
+    length = next((d for d, value in seen.items() if 1 in seen and beyond(seen[1] / math.e, value)), None)
     return length, sum(d * value for d, value in seen.items()) / total if total else math.nan
+
+
+def falls(influence: dict[int, tuple[float, float, str]], length: int | None) -> str:
+    """From which distance on the influence is below I(1) / e; rows that do not count are left out."""
+    if length is None:
+        return "nowhere below I(1)/e"
+    farther = [full for d, (full, _, doubt) in influence.items() if d >= length and not doubt]
+    lasting = all(beyond(influence[1][0] / math.e, full) for full in farther)
+    return f"below I(1)/e from distance {length} on" if lasting else f"below I(1)/e at distance {length}, though not everywhere behind it"
 
 
 def summary_of(one: Mixed) -> dict[str, Any]:
@@ -280,7 +290,7 @@ def summary_of(one: Mixed) -> dict[str, Any]:
     made |= {"rows_not_counted": bad, "earlier_moved": 0.0, "data": one.found.data}
     first, last = min(one.influence), max(one.influence)
     near, far = one.influence[first][0], one.influence[last][0]
-    fall = f"below I(1)/e from distance {length} on" if length is not None else "nowhere below I(1)/e"
+    fall = falls(one.influence, length)
     finding = (
         f"{one.found.name}: a nudge {first} before the query moves it by {near:.3g} a unit, {last} before by {far:.3g}, {fall}; "
         f"cross-entropy is {one.val:.3f} nats, as its evaluation says."

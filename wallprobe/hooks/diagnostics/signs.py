@@ -1,4 +1,4 @@
-"""The seven experiments read together: what each measures, and which of the three plateaus of the third seed its numbers are signs of.
+"""The seven experiments read together: what each measures, and which of the equilibrium study's three plateaus its numbers are signs of.
 
 (1) invalid: the gate keeps the task out. (2) over-contracted: valid and contracted, and far from what the architecture without a fixed
 point reaches. (3) a fight: estimator and controller pull apart, or the estimate is not the gradient. A sign is a number beside a mark;
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from wallprobe.findings import beyond
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
 
@@ -49,10 +50,10 @@ class Sign:
 
     @property
     def past(self) -> float:
-        """1 past the mark, 0 short of it, NaN without a value."""
+        """1 past the mark by more than rounding, 0 short of it, NaN without a value."""
         if math.isnan(self.value):
             return math.nan
-        return float(self.value > self.mark if self.above else self.value < self.mark)
+        return float(beyond(self.value, self.mark) if self.above else beyond(self.mark, self.value))
 
 
 def signs(results: Sequence[Result], watch: Stopwatch | None = None) -> Result:

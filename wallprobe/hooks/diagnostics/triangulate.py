@@ -1,6 +1,7 @@
-"""Triangulation: one gradient by several estimators on several batches (seed 002, experiment 1). `triangulate_report` tells of it.
+"""Triangulation: one gradient by several estimators on several batches. `triangulate_report` tells of it.
 
-What is kept of a gradient are inner products by group of parameters: of the gradients themselves, those of the reference alone stay.
+The equilibrium study, experiment 1. What is kept of a gradient are inner products by group of parameters: of the gradients themselves,
+those of the reference alone stay.
 """
 
 import contextlib
@@ -64,7 +65,7 @@ def usual(subject: Subject) -> Chosen:
     """The estimators a model is triangulated by unless others are asked for."""
     model = subject.loaded.model
     if isinstance(model, Equilibrium):
-        near, far = (f"bptt:steps={steps}" for steps in (model.cfg.T1, model.cfg.T1 * 8 // 3))  # as the seed's 150 and 400
+        near, far = (f"bptt:steps={steps}" for steps in (model.cfg.T1, model.cfg.T1 * 8 // 3))  # as the study's 150 and 400
         return Chosen(("eqprop:probe=true", near, far, "implicit", "eqprop-plain", "spsa"), near, far)
     size = sum(value.numel() for value in model.parameters())
     return Chosen(("bp", "bp64", "dfa", "spsa" if size < LARGE else "spsa:directions=1"), "bp", "bp64")

@@ -157,7 +157,7 @@ def _data(rows: Sequence[Row], coords: dict[str, list[Any]], scope: str) -> Any:
 
 
 def summary_of(row: Row, scope: str) -> dict[str, Any]:
-    """The row of one checkpoint with the seed's columns: `ckpt val res <tested>_<reference> ... k <tested>_self <reference>_self`."""
+    """One checkpoint's row with the published columns: `ckpt val res <tested>_<reference> ... k <tested>_self <reference>_self`."""
     chosen, mask = row.chosen, row.places.scope(scope)
     figures = {spec: _figures(sums, mask) for spec, sums in row.sums.items()}
     tested, reference = family(chosen.tested), family(chosen.reference)

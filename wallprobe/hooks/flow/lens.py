@@ -1,7 +1,7 @@
 """What a model would say after each layer, and how many directions its states take: logit-lens entropy, effective rank, efficiency.
 
 The logit lens applies the final norm and the unembedding to the residual after a block; after the last one it must give the logits.
-Specification of the gains, B6; effective rank: Roy and Vetterli 2007.
+Entropy by layer: the gains study, 6.3.1; effective rank: Roy and Vetterli 2007.
 """
 
 import math

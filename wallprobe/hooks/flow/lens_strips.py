@@ -1,7 +1,7 @@
 """The logit lens while streaming: every block's output through the final norm and the unembedding, a strip of the vocabulary at a time.
 
 No logits of all tokens are ever held: of each strip stays what entropy, loss and first choice are made of; of the states, their inner
-products, from which ranks come whichever tokens turn out to be sinks (specification of the gains, B6 and C).
+products, from which ranks come whichever tokens turn out to be sinks.
 """
 
 import math

@@ -1,6 +1,7 @@
 """The report on what a model would say after each layer, whether it was in memory or went by block by block."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wallprobe import stats
+from wallprobe.findings import Bounds, side
 from wallprobe.hooks.attach.prompt_sets import FIRST_TOKEN, PromptSet
 from wallprobe.hooks.gains.efficiency import Unigram, efficiency
 from wallprobe.hooks.gains.regimes import argmin
@@ -75,7 +77,7 @@ def report(read: Read, seed: int, draws: int, watch: Stopwatch) -> Result:
             long_name = f"{words} of the centred states of all prompts{', sinks left out' if name else ''}"
             variables[f"{key}{name}"] = (("layer",), [rank[place] for rank in found], "directions", long_name)
     bought = _efficiency(read.columns["lens_nll"][-1], read.measured, read.vocabulary, reference, seed, draws)
-    summary = _summary(read, variables, bought)
+    summary = _summary(read, variables, bought, _rise(read.columns["lens_entropy"], seed, draws))
     for name in ("mlp_gain_by_prompt", "mlp_gain_no_sink_by_prompt"):
         gain = read.measured.data[name]
         variables[name] = (("layer", "prompt"), gain.values, gain.attrs["units"], gain.attrs["long_name"])
@@ -129,7 +131,25 @@ def _unigram_stamp(reference: Unigram) -> str:
     return f"{told}; {reference.seen:.0%} of the scored tokens known" + (f"; {reference.reason}" if reference.reason else "")
 
 
-def _summary(read: Read, variables: dict[str, Any], bought: dict[str, Any]) -> dict[str, Any]:
+def _rise(entropy: Float[Tensor, "layer prompt"], seed: int, draws: int) -> Bounds | None:
+    """Bounds, over prompts, of how much the last layer's entropy lies above the least; None where there are none."""
+    least = argmin(entropy.nanmean(dim=-1).tolist())
+    if least is None or entropy.shape[-1] < 2:
+        return None
+    weights = stats.resamples(entropy.shape[-1], generator(seed, "flow", "rise"), draws)
+    low, high = stats.interval(stats.masked_means(weights, (entropy[-1] - entropy[least])[:, None])[:, 0])
+    return float(low), float(high)
+
+
+def ending(entropy: Sequence[float], least: int | None, rise: Bounds | None) -> str:
+    """Whether the entropy, in nats by layer, ends above its least."""
+    if least is None or least == len(entropy) - 1:
+        return "is least at the end"
+    told = side(entropy[-1], entropy[least], rise)
+    return "rises again at the end" if told == "above" else "ends no higher beyond its interval"
+
+
+def _summary(read: Read, variables: dict[str, Any], bought: dict[str, Any], rise: Bounds | None) -> dict[str, Any]:
     entropy, rank = [float(value) for value in variables["lens_entropy"][1]], [float(value) for value in variables["erank_no_sink"][1]]
     least, spread, net = argmin(entropy), argmin(rank), read.measured.summary["l_star"]
     told: dict[str, Any] = {
@@ -155,7 +175,7 @@ def _summary(read: Read, variables: dict[str, Any], bought: dict[str, Any]) -> d
         "streamed": read.subject.streamed,
         "peak_gib": read.subject.peak_gib,
     }
-    shape = "rises again at the end" if entropy[-1] > told["lens_entropy_min"] else "is least at the end"
+    shape = ending(entropy, least, rise)
     told["finding"] = (
         f"The lens's entropy goes from {entropy[0]:.2f} nats after layer 0 to {told['lens_entropy_min']:.2f} after layer {least} "
         f"and {shape} ({entropy[-1]:.2f}); the bottleneck of the gains is layer {net}. Per unit of the last MLP's gain the model gains "

@@ -1,7 +1,7 @@
 """Attention as a sheaf: restriction maps sqrt(A_ij) W_V, their size, the Dirichlet energy they measure, and the Laplacian's trace.
 
 Edges are i > j with weight A_ij; L_F = L_graph (of A + A^T, no diagonal) x W_V^T W_V. The ratio of a map's norm to W_V's is sqrt(A_ij),
-at most 1 whatever the weights, so absolute norms stand beside it. Specification of the gains, B6, which corrects the source's Laplacian.
+at most 1 whatever the weights, so absolute norms stand beside it. The gains study, 6.7; its Laplacian is mended here.
 """
 
 from collections.abc import Callable

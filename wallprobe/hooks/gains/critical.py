@@ -1,7 +1,7 @@
 """The critical size N*, beyond which a unit of gain buys less: of Q = Q_inf - c N^-b and F ~ N^a, where d(Q / F) / dN = 0.
 
 N* = (c (a + b) / (a Q_inf))^(1 / b). Quality Q = ln V - loss must level off for it: of two pure power laws the ratio is monotone, and there
-is none. Reported only where the bootstrap over models bounds it. Source: seed 003, 6.3.3; specification of the gains, B6.
+is none. Reported only where the bootstrap over models bounds it. Source: the gains study, 6.3.3.
 """
 
 import math
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from wallprobe.findings import beyond, rounding
 
 Array = npt.NDArray[np.float64]
 LEAST = 5  # models: three figures are fitted, and a resample needs four sizes of its own
@@ -132,15 +134,16 @@ def critical_size(
 
 def _monotone(fit: Saturation) -> str:
     """Why Q / F of one fit has no greatest value, empty where it has."""
-    if fit.growth[0] <= 0:
-        return f"the last MLP's gain does not grow with size (exponent {fit.growth[0]:.3f}), so there is nothing that efficiency falls by"
-    if fit.drop[0] <= 0:
+    growth, drop, limit = (float(values[0]) for values in (fit.growth, fit.drop, fit.limit))
+    if not beyond(growth, 0.0, noise=rounding(1.0)):
+        return f"the last MLP's gain does not grow with size (exponent {growth:.3f}), so there is nothing that efficiency falls by"
+    if not beyond(drop, 0.0, noise=rounding(limit)):
         return "quality does not grow with size, so efficiency only falls"
     if not fit.free[0] and fit.rate[0] < 1:
         return "quality does not level off over these sizes: with a pure power law eta is monotone, there is no critical size"
     if not fit.free[0]:
         return "quality rises from the smallest model alone, so nothing says how fast it levels off"
-    return "quality levels off below a uniform guess" if fit.limit[0] <= 0 else ""
+    return "" if beyond(limit, 0.0, noise=rounding(drop)) else "quality levels off below a uniform guess"
 
 
 def _resamples(sizes: Array, rng: torch.Generator, draws: int) -> npt.NDArray[np.int64]:

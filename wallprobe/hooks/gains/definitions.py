@@ -1,6 +1,6 @@
 """Gains from norms: the definitions, which tokens count, and the means. Knows no model; every array here is fp64.
 
-Definitions and the trouble with each: specification of the gains, B1 to B3; seed 003.
+`sublayer` is the gains study's (the author's code); the trouble with each definition stands with it.
 """
 
 from collections.abc import Callable, Mapping
@@ -159,7 +159,7 @@ Reduction = Callable[[Float[Tensor, "layer token"], Float[Tensor, "layer token"]
 # How tokens become one figure a prompt: of numerators and denominators, only the tokens that count.
 REDUCTIONS: Mapping[str, tuple[str, Reduction]] = MappingProxyType(
     {
-        "ratio_of_means": ("ratio of token means (the seed's)", lambda over, under: over.mean(dim=-1) / under.mean(dim=-1)),
+        "ratio_of_means": ("ratio of token means (the gains study's)", lambda over, under: over.mean(dim=-1) / under.mean(dim=-1)),
         "mean_of_ratios": ("mean over tokens of each one's ratio", lambda over, under: (over / under).mean(dim=-1)),
         "geomean": ("geometric mean over tokens of each one's ratio", lambda over, under: (over / under).log().mean(dim=-1).exp()),
         "median": ("median over tokens of each one's ratio", lambda over, under: (over / under).quantile(0.5, dim=-1)),

@@ -1,7 +1,7 @@
-"""What a unit of the last MLP's gain buys (seed 003, 6.3.3): nats over a uniform guess, or perplexity over a unigram model's.
+"""What a unit of the last MLP's gain buys (the gains study, 6.3.3): nats over a uniform guess, or perplexity over a unigram model's.
 
 The unigram model must know tokens it is not scored on: the other prompts' (each prompt in turn left out) or a text's. Unseen tokens share
-Witten and Bell's (1991) mass: p(w) = (c(w) + T / V) / (N + T), of N tokens and T types. Specification of the gains, B6.
+Witten and Bell's (1991) mass: p(w) = (c(w) + T / V) / (N + T), of N tokens and T types.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Layer gains: how loud each sub-layer is against what it reads, on raw weights (seed 003; specification of the gains, B1 to B3, B7).
+"""Layer gains: how loud each sub-layer is against what it reads, on raw weights (the gains study, 6.1).
 
 One forward pass a batch of equal-length prompts; nothing but norms leaves the hooks, so memory does not grow with width or depth.
 """
@@ -73,7 +73,7 @@ class _Tap:
             self.waiting = []
 
     def see_final(self, value: Tensor) -> None:
-        """The final norm was called: its input must be the last block's resid_post (B7: hidden_states[-1] is not)."""
+        """The final norm was called: its input must be the last block's resid_post (hidden_states[-1] is not)."""
         if self.final_error is not None or self.last is None or self.last.shape != value.shape:
             raise InstrumentError(f"{self.loaded.name}: the final norm fired twice, or not after the last block; no gain reported")
         self.take()
@@ -256,9 +256,9 @@ def gains(
     """Gain of every attention and MLP sub-layer, with and without attention-sink tokens.
 
     G_attn(l) = mean_t |A_l| / mean_t |LN1(x_l)| and G_mlp(l) = mean_t |M_l| / mean_t |LN2(x_l)| per prompt, then the mean over prompts:
-    definition `sublayer`, the seed's, and the default so that its figures are reproduced. It is no property of the function computed
+    definition `sublayer`, the study's, and the default so that its figures are reproduced. It is no property of the function computed
     (scaling a norm up and the weights behind it down changes it): use `sublayer_unit` across model families. Others:
-    `definitions.DEFINITIONS`. Source: seed 003; specification of the gains, B1 and B2.
+    `definitions.DEFINITIONS`. Source: the gains study, 6.1, and its author's code.
 
     Args:
         loaded: the model, raw weights, fp32.

@@ -1,6 +1,6 @@
 """Gains that are no ratios of norms: the Jacobian's, by forward-mode derivatives of one pass, and the weights' largest singular values.
 
-Specification of the gains, B2: the Jacobian's is the only gain of a map, and no rewriting of norms and weights changes it.
+Ours: the Jacobian's is the only gain of a map, and no rewriting of norms and weights changes it.
 """
 
 from collections.abc import Callable, Sequence

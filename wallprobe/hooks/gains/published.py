@@ -1,7 +1,7 @@
-"""The eight Pythia models as their study published them: sizes, the last MLP's gain, counts of contracting layers (seed 003).
+"""The eight Pythia models as the gains study published them: sizes, the last MLP's gain, counts of contracting layers.
 
-Derived from the authors' per-layer results (github buk81/uniformity-asymmetry, MIT); the specification of the gains, B1 and B4, has how
-they were measured: definition `sublayer`, the four prompts `seed4`, fp16.
+Derived from the author's per-layer results (github buk81/uniformity-asymmetry, MIT). As its code has it, they were measured with definition
+`sublayer` on the four prompts `seed4` in fp16.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Published:
         max_attn_gain: the loudest attention.
         early, middle: geometric mean of the MLP's gains in the first quarter of the layers, and between the first and last quarter.
         argmin_net, argmin_attn: the layer, from 0, where attention x MLP, or attention, is least.
-        regime: what the seed calls it.
+        regime: what the study calls it.
     """
 
     model: str
@@ -60,5 +60,5 @@ PYTHIA = (
     Published("pythia-12b", 11846072320, 36, 5120, 7.714583, 35, 2, 33, 7.71458, 35, 1.61111, 1.35076, 1.40371, 27, 27, "VASE"),
 )
 
-# What the seed extrapolates to, by parameters; the first is its largest measured model.
+# What the study extrapolates to, by parameters; the first is its largest measured model.
 EXTRAPOLATED: Mapping[float, float] = MappingProxyType({11846072320.0: 7.7, 70e9: 13.0, 175e9: 18.0, 1.8e12: 30.0, 10e12: 50.0})

@@ -1,13 +1,15 @@
 """Shapes of a model's gains over depth: the regime by a stated rule, and where the bottleneck L* lies by each of its readings.
 
-The seed names regimes and L* without rules; these are ours (specification of the gains, B4). They hold for definition `sublayer` only.
+The gains study (6.4.2) names regimes and L* without rules; these are ours. They hold for definition `sublayer` only.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-MIDDLE, EARLY = 0.85, 0.5  # geometric means of the MLP's gain, fitted to the seed's eight labels
+from wallprobe.findings import foremost
+
+MIDDLE, EARLY = 0.85, 0.5  # geometric means of the MLP's gain, fitted to the study's eight labels
 UNCLASSIFIED, VASE, HOUR_GLASS, FUNNEL = "UNCLASSIFIED", "VASE", "HOUR-GLASS", "FUNNEL"
 L_STAR = ("argmin_net", "argmin_attn", "argmin_lens_entropy", "argmin_erank", "trace_peak")
 
@@ -58,11 +60,10 @@ def _geomean(values: Sequence[float]) -> float:
 
 
 def argmin(values: Sequence[float]) -> int | None:
-    """The first place of the least finite value, None if there is none."""
-    known = [place for place, value in enumerate(values) if math.isfinite(value)]
-    return min(known, key=lambda place: values[place]) if known else None
+    """The first place of the least finite value, rounding aside; None if there is none."""
+    return foremost([-value if math.isfinite(value) else math.nan for value in values])
 
 
 def argmax(values: Sequence[float]) -> int | None:
-    """The first place of the greatest finite value, None if there is none."""
+    """The first place of the greatest finite value, rounding aside; None if there is none."""
     return argmin([-value for value in values])

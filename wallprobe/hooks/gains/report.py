@@ -1,6 +1,7 @@
 """From every prompt's norms to a Result of kind "gains": figures by layer with intervals over prompts, sinks by name, a flat summary."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wallprobe import stats
+from wallprobe.findings import difference, side
 from wallprobe.hooks.attach.prompt_sets import FIRST_TOKEN, PromptSet
 from wallprobe.hooks.gains import definitions
 from wallprobe.hooks.gains.definitions import POSITIONS, Definition, Norms, Reduction, Terms
@@ -223,7 +225,7 @@ def _variables(columns: dict[str, Tensor], rng: torch.Generator, draws: int) -> 
         if name in GAINS:
             variables[f"{name}_by_prompt"] = (("layer", "prompt"), columns[name].numpy(), unit, f"{long_name}, each prompt")
     for suffix in ("", "_no_sink"):
-        long_name = f"attention gain x MLP gain{' without sink tokens' if suffix else ''} (the seed's net; the gain of no map)"
+        long_name = f"attention gain x MLP gain{' without sink tokens' if suffix else ''} (the gains study's net; the gain of no map)"
         product = variables[f"attn_gain{suffix}"][1] * variables[f"mlp_gain{suffix}"][1]
         variables[f"net_product{suffix}"] = (("layer",), product, "1", long_name)
         both = means[f"attn_gain{suffix}"] * means[f"mlp_gain{suffix}"]
@@ -312,7 +314,7 @@ def _summary(
         "peak_gib": subject.peak_gib if subject.peak_gib is not None else None if peak is None else round(peak / 1024, 3),
     }
     summary |= _shape(settings, variables)
-    return summary | {"finding": _finding(summary, settings.definition)}
+    return summary | {"finding": _finding(summary, settings.definition, {branch: _below(variables, branch) for branch in BRANCHES})}
 
 
 def _shape(settings: Settings, variables: dict[str, Any]) -> dict[str, Any]:
@@ -332,12 +334,24 @@ def _shape(settings: Settings, variables: dict[str, Any]) -> dict[str, Any]:
     return told | {"l_star_argmin_net": told["l_star"], "l_star_argmin_attn": argmin(attn.tolist())}
 
 
-def _finding(summary: dict[str, Any], chosen: Definition) -> str:
-    """One plain sentence."""
+def _below(variables: dict[str, Any], branch: str) -> tuple[int, int]:
+    """In how many layers a branch's gain lies below 1, and in how many it cannot be told apart from 1."""
+    columns = [variables[f"{branch}_gain{end}"][1].tolist() for end in ("", "_low", "_high")]
+    sides = [side(gain, 1.0, difference((low, high), 1.0)) for gain, low, high in zip(*columns, strict=True) if not math.isnan(gain)]
+    return sides.count("below"), sides.count("level")
+
+
+def _finding(summary: dict[str, Any], chosen: Definition, below: Mapping[str, tuple[int, int]]) -> str:
+    """One plain sentence; of each branch in how many layers its gain is below 1, and in how many not told apart from it."""
+
+    def told(branch: str, whole: str = "") -> str:
+        sure, level = below[branch]
+        return f"{sure}{whole}" + (f" ({level} more cannot be told apart from 1)" if level else "")
+
     layers, final, clean = summary["n_layers"], summary["final_mlp_gain"], summary["final_mlp_gain_no_sink"]
-    attn, mlp = (str(summary[f"{branch}_contracting"]).partition("/")[0] for branch in ("attn", "mlp"))
+    attn, mlp = told("attn", f" of {layers} layers"), told("mlp")
     start = (
-        f"Held against {chosen.against} ({chosen.name}), attention stays below 1 in {attn} of {layers} layers and the MLP in {mlp}; "
+        f"Held against {chosen.against} ({chosen.name}), attention stays below 1 in {attn} and the MLP in {mlp}; "
         f"the last MLP's gain is {final:.3g}"
     )
     if chosen.source == "weights":

@@ -1,6 +1,7 @@
 """Causal scaling: a sub-layer's output times s, at all tokens, at sinks only or elsewhere; what it does to loss, entropy and first choice.
 
-A loud sub-layer need not matter: the last MLP's output at the sink can go and the loss stays (specification of the gains, B3, B8.4).
+A loud sub-layer need not matter: the last MLP's output at the sink can go and the loss stays. It asks what the gains study
+leaves open (6.8.4, causal claims).
 """
 
 import math
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from wallprobe import stats
 from wallprobe.errors import ConfigError, InstrumentError
+from wallprobe.findings import beyond, difference, foremost, rounding, side
 from wallprobe.hooks.attach.prompt_sets import FIRST_TOKEN, PromptSet
 from wallprobe.hooks.gains import definitions
 from wallprobe.hooks.gains.measure import batches, measure_norms
@@ -22,6 +24,7 @@ from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
 
+NOISE = rounding(8.0)  # nats, of a difference of two losses of a few nats
 LEVEL = 1 << 24  # of our hooks alone
 SCALES, PLACES, CONTROLS = (0.0, 0.5, 1.0, 2.0), ("all", "sink", "non_sink"), 3
 BRANCHES = {"attn": "attn_out", "mlp": "mlp_out"}
@@ -184,8 +187,9 @@ def _result(
         bounded[..., PLACES.index("sink")] = math.nan
     coords = {"layer": chosen + controls, "scale": factors, "place": list(PLACES)}
     data = dataset(coords, _variables(bounded, len(chosen)), model=loaded.name, branch=branch, prompts=prompts.name)
-    off = values[0, : len(chosen), factors.index(0.0), 0] if 0.0 in factors else values[0, : len(chosen), 0, 0]
-    worst = int(off.argmax())
+    bounds = bounded[:, 0, : len(chosen), factors.index(0.0) if 0.0 in factors else 0, 0]
+    off = bounds[0]
+    worst = foremost(off.tolist(), NOISE) or 0
     summary: dict[str, Any] = {
         "model": loaded.name,
         "branch": branch,
@@ -206,7 +210,7 @@ def _result(
     summary["control_delta_nll"] = float(beside.max()) if len(beside) else math.nan
     drawn = f"; layers drawn at random {float(beside.min()):+.3f} to {float(beside.max()):+.3f}" if len(beside) else ""
     summary["finding"] = (
-        f"Of the layers asked for, taking {name}'s output times {min(factors):g} costs most in layer {chosen[worst]}: "
+        f"Of the layers asked for, taking {name}'s output times {min(factors):g} {dearest(chosen, bounds.T.tolist(), worst)}: "
         f"{float(off[worst]):+.3f} nats{words}{drawn}."
     )
     subject = Subject.of(loaded)
@@ -225,6 +229,26 @@ def _result(
         sinks=sinks,
     )
     return Result("rescale", data, TABLE, summary, manifest)
+
+
+def dearest(layers: Sequence[int], costs: Sequence[Sequence[float]], worst: int) -> str:
+    """Where it costs most, which layers cannot be told apart from that one, and whether it costs anything.
+
+    Args:
+        layers: their numbers.
+        costs: of each layer the change of the loss in nats with its lower and upper bound.
+        worst: place of the largest.
+    """
+    most, low, high = costs[worst]
+    if not beyond(most, 0.0, (low, high), NOISE):
+        return f"costs nothing beyond its interval, most in layer {layers[worst]}"
+    level = [
+        str(layer)
+        for place, (layer, (cost, least, top)) in enumerate(zip(layers, costs, strict=True))
+        if place != worst and side(cost, most, difference((least, top), (low, high)), NOISE) == "level"
+    ]
+    beside = f" (as much, within their intervals, in {', '.join(level)})" if level else ""
+    return f"costs most in layer {layers[worst]}{beside}"
 
 
 def _variables(bounded: Float[Tensor, "bound measure layer scale place"], asked: int) -> dict[str, Any]:

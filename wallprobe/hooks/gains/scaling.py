@@ -1,7 +1,7 @@
 """The scaling law: log10 of the last MLP's gain against log10 of size, by least squares, with all that says how far to believe it.
 
 One model is one point, so eight models are eight points: beside the standard error stand a t interval, a bootstrap over models, the fit
-without each model, two rank-based estimates and other measures of size. Source: seed 003, 6.1 and 6.5; specification of the gains, B5.
+without each model, two rank-based estimates and other measures of size. Source: the gains study, 6.1 and 6.5.1.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from wallprobe.errors import ConfigError
+from wallprobe.findings import beyond
 from wallprobe.hooks.gains.critical import Critical, critical_size
 from wallprobe.hooks.gains.published import EXTRAPOLATED, PYTHIA
 from wallprobe.rng import generator
@@ -235,8 +236,8 @@ def scaling(
     Args:
         points: at least three models of different sizes.
         quantity: what the gain is, for the record.
-        source: "published" for the seed's own models, else where the points come from.
-        targets: parameters to extrapolate to; by default the seed's.
+        source: "published" for the study's own models, else where the points come from.
+        targets: parameters to extrapolate to; by default the published ones.
         seed: of the bootstrap.
         draws: bootstrap resamples.
 
@@ -345,7 +346,7 @@ def _told(one: Fit) -> dict[str, float]:
 
 
 def _extrapolation(law: Fit, points: Sequence[Point], targets: list[float], *, published: bool) -> list[dict[str, float]]:
-    """The formula's value with its prediction interval, the law anchored at the largest model, and the seed's own figure."""
+    """The formula's value with its prediction interval, the law anchored at the largest model, and the published figure."""
     largest = max(points, key=lambda point: point.n_params)
     rows = []
     for target in targets:
@@ -371,7 +372,7 @@ NUMBERS: Mapping[str, str] = MappingProxyType(
         "high": "upper 95 % bound, of alpha or of the gain of a new model",
         "formula": "extrapolated gain by the fitted formula",
         "anchored": "extrapolated gain by the fitted exponent from the largest model's gain",
-        "seed_says": "what the seed extrapolates to",
+        "seed_says": "what the study extrapolates to",
         "beyond": "1 where the size is above 10 times the largest model's",
         "quality": "ln V - loss, nats",
         "eta": "quality over gain, nats per unit of gain",
@@ -463,7 +464,7 @@ def _finding(summary: Mapping[str, Any]) -> str:
     if summary["loo_significant"] is None:
         return f"{start}; three points say little, and leaving one out leaves no fit."
     held, _, of = summary["loo_significant"].partition("/")
-    if summary["p"] >= 0.05:
+    if not beyond(0.05, summary["p"]):
         return f"{start}; the exponent cannot be told from 0."
     if held == of:
         return f"{start}; leaving out any one model keeps p below 0.05."

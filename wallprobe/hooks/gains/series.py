@@ -10,6 +10,7 @@ import numpy as np
 
 from wallprobe import models
 from wallprobe.errors import CheckpointError, ConfigError
+from wallprobe.findings import difference, foremost, side
 from wallprobe.models.sources import first_line
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance
@@ -53,14 +54,41 @@ def over_models(measured: Sequence[Result], watch: Stopwatch) -> Result:
     last = sum(int(np.nanargmax(result.data["mlp_gain"].values)) == result.data.sizes["layer"] - 1 for result in measured)
     clean = sum(int(np.nanargmax(result.data["mlp_gain_no_sink"].values)) == result.data.sizes["layer"] - 1 for result in measured)
     summary = way | {"n_models": len(names), "models": ", ".join(names), "last_loudest": last, "last_loudest_no_sink": clean}
-    summary["finding"] = (
-        f"The last MLP is the loudest in {last} of {len(names)} models, without sink tokens in {clean} (definition {way['definition']})."
-    )
+    told = [_last_loudest(measured, name) for name in ("mlp_gain", "mlp_gain_no_sink")]
+    summary["finding"] = models_finding(told[0], told[1], len(names), way["definition"])
     coords = {"model": names, "depth": depths.round(4)}
     data = dataset(
         coords, cells | {"layer": (("model", "depth"), layers, "layer", "layer shown at that depth")} | _along(measured, "model")
     )
     return Result("gains_models", data, ("model", "depth"), summary, _manifest(measured, watch, "models " + ", ".join(names)))
+
+
+def _last_loudest(measured: Sequence[Result], name: str) -> tuple[int, int]:
+    """In how many models the last MLP's gain lies above that of every other layer, and in how many it cannot be told apart from it."""
+    sides = []
+    for result in measured:
+        gains = result.data[name].values.astype(float).tolist()
+        low, high = (_bound(result, f"{name}{end}", len(gains)) for end in ("_low", "_high"))
+        other = foremost(gains[:-1])
+        if other is None:
+            sides.append("above")  # a single layer is the loudest
+        else:
+            sides.append(side(gains[-1], gains[other], difference((low[-1], high[-1]), (low[other], high[other]))))
+    return sides.count("above"), sides.count("level")
+
+
+def _bound(result: Result, name: str, layers: int) -> list[float]:
+    """Bounds by layer, NaN where a result has none."""
+    return result.data[name].values.astype(float).tolist() if name in result.data else [math.nan] * layers
+
+
+def models_finding(every: tuple[int, int], clean: tuple[int, int], models: int, definition: str) -> str:
+    """One plain sentence: of how many models the last MLP is the loudest, and of how many within its interval; all tokens, no sinks."""
+    beside = [f" ({level} more within the interval)" if level else "" for _, level in (every, clean)]
+    return (
+        f"The last MLP is the loudest in {every[0]} of {models} models{beside[0]}, without sink tokens in {clean[0]}{beside[1]} "
+        f"(definition {definition})."
+    )
 
 
 def over_training(model: str, steps: Sequence[int], measured: Sequence[Result], watch: Stopwatch) -> Result:
@@ -85,7 +113,7 @@ def over_training(model: str, steps: Sequence[int], measured: Sequence[Result], 
         raise ConfigError(f"measurements of {model} have {' and '.join(map(str, sorted(depths)))} layers; they are of different models")
     cells = {name: (("step", "layer"), np.stack([r.data[name].values for r in measured]), "ratio", words) for name, words in CELLS.items()}
     final = [float(result.summary["final_mlp_gain"]) for result in measured]
-    peak = int(np.nanargmax(final))
+    peak = foremost(final) or 0
     summary = way | {"model": model, "n_steps": len(steps), "first_step": steps[0], "last_step": steps[-1]}
     summary |= {"final_mlp_gain_first": final[0], "final_mlp_gain": final[-1], "final_mlp_gain_peak": final[peak], "peak_step": steps[peak]}
     summary["final_mlp_gain_no_sink"] = float(measured[-1].summary["final_mlp_gain_no_sink"])

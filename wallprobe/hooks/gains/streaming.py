@@ -1,7 +1,6 @@
 """Gains of models larger than memory: one block in memory at a time, every prompt through it, nothing kept but hidden states and norms.
 
-Each weight is read once for any number of prompts; what was done is kept, so that an interrupted measurement goes on at its block
-(specification of the gains, C).
+Each weight is read once for any number of prompts; what was done is kept, so that an interrupted measurement goes on at its block.
 """
 
 import functools

@@ -1,7 +1,8 @@
-"""Ablation of a subspace: does a run's own answer need what stands there? Spec wall.md section 6, seed 000.
+"""Ablation of a subspace: does a run's own answer need what stands there?
 
 On program sequences the component of the state in a span is replaced by its mean (or by zero) at one layer and index; the answer is
 read at the last supervised index, or at the index itself beyond it. Random spans of as many dimensions, and the whole state, beside.
+Source: Misra's code (probe ablation).
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from wallprobe import models, stats
 from wallprobe.errors import ConfigError, InstrumentError
+from wallprobe.findings import foremost, rounding, side
 from wallprobe.hooks.attach.interventions import Intervention, Swap
 from wallprobe.hooks.interchange import subspaces
 from wallprobe.hooks.interchange.single import LATE_SITES, Patcher, observe
@@ -238,7 +240,9 @@ def _result(
     }
     attrs: dict[str, Any] = {"run": str(run.name), "site": request.site, "subspace": request.subspace, "method": request.method}
     data = dataset({"layer": list(layers), "index": list(indices)}, grid, **attrs, horizon=horizon, chance=1.0 / task.modulus)
-    at = max(figures, key=lambda cell: figures[cell]["excess"])
+    cells_by_place = list(figures)
+    excess = [figures[cell]["excess"] for cell in cells_by_place]
+    at = cells_by_place[foremost(excess, noise=rounding(*(figures[cell]["p_answer_base"] for cell in cells_by_place))) or 0]
     best = figures[at]
     summary = attrs | {
         "layer": at[0],
@@ -270,7 +274,8 @@ def finding(summary: Mapping[str, Any]) -> str:
     """One plain sentence, of the cell where the subspace matters most beyond random spans."""
     what = f"{summary['subspace']} ({summary['dims']:.0f} dimensions, {summary['subspace_variance']:.0%} of the variance)"
     where = f"{summary['site']} of layer {summary['layer']}, index {summary['index']}"
-    matters = "more than" if summary["excess_low"] > 0 else "less than" if summary["excess_high"] < 0 else "no more than"
+    told = side(summary["p_answer_span"], summary["p_answer"], (summary["excess_low"], summary["excess_high"]))
+    matters = {"above": "more than", "below": "less than", "level": "no more than"}[told]
     left = f"from {summary['p_answer_base']:.3f} to {summary['p_answer']:.3f}"
     return (
         f"{summary['run']}: {summary['method']}-ablating {what} at {where} costs {matters} random spans of as many dimensions: the correct "

@@ -1,17 +1,20 @@
 """Readout import by depth: how likely the receiver gives the donor's answer with the donor's state before each block, raw and aligned.
 
 For each pair of runs, every depth at the last two supervised indices is swept (`sweep`: passes from the middle, guards and
-controls in every cell) as it is, through a rotation, and through an affine map fitted on other sequences. Spec wall.md section 6, seed 000.
+controls in every cell) as it is, through a rotation, and through an affine map fitted on other sequences.
+The statement it tests: the wall study, "No localized circuit exists".
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from wallprobe.errors import ConfigError
+from wallprobe.findings import beyond, rounding
 from wallprobe.hooks.interchange import sweep
 from wallprobe.hooks.interchange.report import MARGIN, describe, shares_initialisation
 from wallprobe.hooks.interchange.sweep_report import OWN, SweepRequest
@@ -22,7 +25,7 @@ from wallprobe.store.runs import Run, resolve_run
 BASES = ("none", "procrustes", "ridge")
 WORDS = {"none": "raw", "procrustes": "rotated", "ridge": "ridge-aligned"}
 STARTS = ("same", "other")  # of a pair: one initialisation, or two
-DEEP = 3  # blocks passed from which the essay's deep patches start
+DEEP = 3  # blocks passed from which the wall study's deep patches start
 ANSWERS = ("rule", "import")
 KEPT = (
     *(f"p_{name}{arm}" for name in ANSWERS for arm in ("", "_low", "_high", "_random", "_norm")),
@@ -183,6 +186,7 @@ def _gains(data: Any, pair: int, align: int, name: str, *, deep: bool) -> tuple[
 
 def _summary(data: Any, names: Sequence[str], shared: Sequence[bool], chance: float) -> dict[str, Any]:
     """Of pairs that share an initialisation and of those that do not: for each basis, the largest gain and probability over pairs."""
+    within: dict[str, int] = {}
     summary: dict[str, Any] = {"pairs": ", ".join(names), "n_pairs": len(names), "noise_floor": chance}
     summary["self_patch_max_change"] = float(np.nanmax(data["self_patch_max_change"].values))
     for start in STARTS:
@@ -195,23 +199,40 @@ def _summary(data: Any, names: Sequence[str], shared: Sequence[bool], chance: fl
                 keys = [f"gain_{name}_{align}_{start}{end}" for end in ("", "_low", "_high")] + [f"p_{name}_{align}_{start}"]
                 summary |= dict(zip(keys, best, strict=True))
                 summary[f"crossing_{name}_{align}_{start}"] = sum(gain[0] > MARGIN for gain in found)
+                within[f"crossing_{name}_{align}_{start}"] = sum(gain[0] > MARGIN and not _told_apart(gain) for gain in found)
             r2 = data["alignment_r2"].isel(pair=members, align=at, index=-1).values
             summary[f"r2_{align}_{start}"] = float(np.mean(r2)) if members and align != "none" else None
-    return summary | {"finding": finding(summary)}
+    return summary | {"finding": finding(summary, within)}
 
 
-def finding(summary: Mapping[str, Any]) -> str:
-    """One plain sentence: in how many pairs the answer crosses deep in the network, raw and aligned; and the rule."""
+def _told_apart(gain: tuple[float, float, float, float]) -> bool:
+    """Whether a gain is more than `MARGIN` by more than rounding, and its interval lies above nothing gained."""
+    noise = rounding(gain[3])
+    return beyond(gain[0], MARGIN, noise=noise) and beyond(gain[0], 0.0, (gain[1], gain[2]), noise)
+
+
+def finding(summary: Mapping[str, Any], within: Mapping[str, int] = MappingProxyType({})) -> str:
+    """One plain sentence: in how many pairs the answer crosses deep in the network, raw and aligned; and the rule.
+
+    Args:
+        summary: the flat summary.
+        within: of its counts of pairs that cross, by key, how many do so within their interval: those are not said to cross.
+    """
+
+    def crossing(name: str, align: str, start: str) -> int:
+        key = f"crossing_{name}_{align}_{start}"
+        return int(summary[key]) - within.get(key, 0)
+
     told = []
     for start, words in (("same", "one initialisation"), ("other", "two initialisations")):
         count = summary[f"n_pairs_{start}"]
         if count:
-            crossed = {align: f"{summary[f'crossing_import_{align}_{start}']} of {count}" for align in BASES}
+            crossed = {align: f"{crossing('import', align, start)} of {count}" for align in BASES}
             best = {align: f"up to {summary[f'p_import_{align}_{start}']:.2f}" for align in BASES}
             answers = ", ".join(f"{WORDS[align]} in {crossed[align]} ({best[align]})" for align in BASES)
             told.append(f"from {words}, the donor's answer crosses {answers}")
     rules = [(summary[f"p_rule_{align}_{start}"], align, start) for align in BASES for start in STARTS if summary[f"n_pairs_{start}"]]
-    count = sum(summary[f"crossing_rule_{align}_{start}"] for align in BASES for start in STARTS)
+    count = sum(crossing("rule", align, start) for align in BASES for start in STARTS)
     rule = "its rule crosses nowhere" if not count else f"its rule crosses in {count} of {len(BASES) * summary['n_pairs']} sweeps"
     words = "; ".join(told)
     return f"{words[:1].upper()}{words[1:]}; {rule} (at most {max(rules)[0]:.3f}; chance {summary['noise_floor']:.3f})."

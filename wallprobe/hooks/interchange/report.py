@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wallprobe import stats
+from wallprobe.findings import beyond, difference, foremost
 from wallprobe.hooks.interchange import subspaces
 from wallprobe.hooks.interchange.pairs import Pairs
 from wallprobe.rng import generator
@@ -229,8 +230,7 @@ def _summary(
     figures: Mapping[tuple[int, int], dict[str, float]], attrs: Mapping[str, Any], layers: list[int], n_pairs: int, shared: bool
 ) -> dict[str, Any]:
     """The flat summary: each answer's probability at the cell where it is highest (rule, import) or lowest (own)."""
-    rule_at = max(figures, key=lambda place: figures[place]["p_rule"])
-    import_at = max(figures, key=lambda place: figures[place]["p_import"])
+    rule_at, import_at = (_most(figures, name) for name in ("p_rule", "p_import"))
     own_at = min(figures, key=lambda place: figures[place]["p_own"])
     summary = {
         "src": attrs["src"],
@@ -254,21 +254,30 @@ def _summary(
     return summary | {"finding": finding(figures, attrs, rule_at, import_at)}
 
 
+def _most(figures: Mapping[tuple[int, int], Mapping[str, float]], name: str) -> tuple[int, int]:
+    """The first cell at which a figure is as high as anywhere, rounding aside."""
+    return list(figures)[foremost([cell[name] for cell in figures.values()]) or 0]
+
+
 def finding(
     figures: Mapping[tuple[int, int], Mapping[str, float]], attrs: Mapping[str, Any], rule_at: tuple[int, int], import_at: tuple[int, int]
 ) -> str:
     """One plain sentence: did the rule cross, did the answer?
 
     An answer crosses when its interval lies above the noise floor, above what it was without a patch, and above the random-donor
-    control (in a subspace also above the random span); by less than `MARGIN` it crosses only slightly (the best of many cells is shown,
-    which flatters it).
+    control (in a subspace also above the random span), by more than rounding; by less than `MARGIN` it crosses only slightly (the best of
+    many cells is shown, which flatters it).
     """
 
     def crossing(place: tuple[int, int], name: str) -> str:
         cell = figures[place]
         bars = [cell[f"base_p_{name}"], cell[f"p_{name}_random"], cell.get(f"p_{name}_span", 0.0)]
-        above = cell[f"p_{name}_low"] - max(attrs["noise_floor"], *bars)
-        return "clear" if above > MARGIN else "slight" if above > 0 else "none"
+        bar, bounds = max(attrs["noise_floor"], *bars), (cell[f"p_{name}_low"], cell[f"p_{name}_high"])
+
+        def passes(least: float) -> bool:
+            return beyond(cell[f"p_{name}"], least, difference(bounds, least))
+
+        return "clear" if passes(bar + MARGIN) else "slight" if passes(bar) else "none"
 
     def slot(place: tuple[int, int]) -> str:
         return f"layer {place[0]}, index {place[1]}"

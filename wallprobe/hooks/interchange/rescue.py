@@ -1,4 +1,4 @@
-"""Writer-state rescue: does a state that was trained to answer still answer where the loss never reached? Spec wall.md section 6, seed 000.
+"""Writer-state rescue: does a state that was trained to answer still answer where the loss never reached? Source: Misra's code.
 
 *State-matched.* All that x' = a x + b (mod p) carries from one token to the next is the token. So an index u beyond the wall is matched
 by an index s inside it of the same sequence if x_u = x_s: then x_(u+1) = x_(s+1), and the correct next token is the same. That happens
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wallprobe import models, stats
 from wallprobe.errors import ConfigError, InstrumentError
+from wallprobe.findings import beyond, difference
 from wallprobe.hooks.attach import cache
 from wallprobe.hooks.attach.interventions import Intervention, NormMatched, Swap
 from wallprobe.hooks.interchange.pairs import mismatched
@@ -318,16 +319,27 @@ def _word(block: int) -> str:
 def finding(summary: Mapping[str, Any], blocks: int) -> str:
     """One plain sentence: what the matched state rescues, where, and whether another program's redirects."""
     inner = list(range(blocks - 1))  # after the last block the read is the donor's answer whatever it was
-    first = next((block for block in inner if summary[f"accuracy_{_word(block)}_low"] > summary["accuracy_before_high"]), None)
+    first = next((block for block in inner if _rescues(summary, block)), None)
+    lasting = first is not None and all(_rescues(summary, block) for block in inner if block > first)
     place = inner[-1] if first is None else max(first, min(2, inner[-1]))
     told = ", ".join(f"{summary[f'accuracy_{_word(block)}']:.2f} {_at(block)}" for block in inner[:3])
-    verdict = "never rescues the answer" if first is None else f"rescues the answer from {_at(first).removeprefix('at ')} on"
+    verdict = "never rescues the answer"
+    if first is not None:
+        where = f"from {_at(first).removeprefix('at ')} on"
+        verdict = f"rescues the answer {where if lasting else f'{_at(first)}, though not everywhere behind it'}"
     turned = summary[f"accuracy_redirect_{_word(place)}"]
     return (
         f"{summary['run']}: beyond the wall the next token is right {summary['accuracy_before']:.2f} of the time; the matched supervised "
         f"state of the same sequence {verdict} ({told}); another program's state makes it give that program's token in {turned:.2f} "
         f"({_at(place)}; chance {summary['chance']:.2f})."
     )
+
+
+def _rescues(summary: Mapping[str, Any], block: int) -> bool:
+    """Whether the matched state answers beyond what is right with nothing moved, the intervals of both apart."""
+    key, before = f"accuracy_{_word(block)}", "accuracy_before"
+    mine, theirs = ((summary[f"{name}_low"], summary[f"{name}_high"]) for name in (key, before))
+    return beyond(summary[key], summary[before], difference(mine, theirs))
 
 
 def _at(block: int) -> str:

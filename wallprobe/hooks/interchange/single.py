@@ -1,8 +1,9 @@
-"""Interchange: put one network's activation into another and read which answer comes out. Spec wall.md section 6, seed 000.
+"""Interchange: put one network's activation into another and read which answer comes out.
 
 Program sequences A run in src, B in dst; src's activation at (layer, index, site) replaces dst's; the logits at index K-1 are read.
 Three answers are told apart: dst's own (a_B x_B + b_B), the donor's rule on dst's operand (a_A x_B + b_A), and the donor's
 own prediction (a_A x_A + b_A). Controls stand beside every cell; the self-patch must change nothing, to the bit.
+Source: the wall study, "No localized circuit exists" (phase 2a of the auxiliary-causal experiment).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Subspaces of an activation: the row span of probes, principal axes, or a random span as control; and patches that stay inside one.
 
 A span has orthonormal axes V; the component of x in it is (x V) V'. Only that component is replaced, base + ((donor - base) V) V', so
-that everything orthogonal to the span stays as it was. Spans live in the receiving network's basis. Spec wall.md section 6, seed 000.
+that everything orthogonal to the span stays as it was. Spans live in the receiving network's basis.
 """
 
 from collections.abc import Sequence

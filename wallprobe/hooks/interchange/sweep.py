@@ -1,4 +1,4 @@
-"""Interchange over every layer, index and site of a pair of runs, with controls in every cell. Spec wall.md section 6, seed 000.
+"""Interchange over every layer, index and site of a pair of runs, with controls in every cell.
 
 Passes from the middle (`resume`) make it cheap; `CHECKED` cells of every sweep are also run whole, through the model's own hooks, and
 must agree. Self-patches go through the hooks too, all cells folded into one batch, and must change nothing, to the bit.

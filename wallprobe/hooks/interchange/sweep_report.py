@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wallprobe import models
 from wallprobe.errors import InstrumentError
+from wallprobe.findings import beyond, difference, foremost
 from wallprobe.hooks.attach import sites
 from wallprobe.hooks.interchange.pairs import Pairs
 from wallprobe.hooks.interchange.report import Cell, answer_logs, cell_figures, describe, shares_initialisation
@@ -190,7 +191,7 @@ def make_result(
         "self_patch_max_change": max(cell["self_patch_max_change"] for cell in figures.values()),
     }
     for name in ("rule", "import"):
-        best = max(figures, key=lambda place: figures[place][f"p_{name}"])
+        best = list(figures)[foremost([cell[f"p_{name}"] for cell in figures.values()]) or 0]
         summary |= {f"max_p_{name}": figures[best][f"p_{name}"], f"{name}_at": str(best)}
         summary[f"{name}_cells"] = sum(_crosses(cell, name, floor) for cell in figures.values())
     return Result("sweep", data, ("site", "layer", "index"), summary | {"finding": _finding(summary)}, manifest)
@@ -199,7 +200,8 @@ def make_result(
 def _crosses(cell: Mapping[str, float], name: str, floor: float) -> bool:
     """Likelier than chance, than without a patch and than with a random donor, at a false discovery rate of 5 %."""
     bar = max(floor, cell[f"base_p_{name}"], cell[f"p_{name}_random"])
-    return cell[Q_VALUES[name]] <= FALSE and cell[f"p_{name}_low"] > bar
+    bounds = cell[f"p_{name}_low"], cell[f"p_{name}_high"]
+    return cell[Q_VALUES[name]] <= FALSE and beyond(cell[f"p_{name}"], bar, difference(bounds, bar))
 
 
 def _finding(summary: Mapping[str, Any]) -> str:

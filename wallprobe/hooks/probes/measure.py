@@ -1,7 +1,8 @@
-"""Probes: what a linear reader finds in the residual stream, at every layer and index. Spec wall.md section 6, seed 000.
+"""Probes: what a linear reader finds in the residual stream, at every layer and index.
 
 Softmax probes for the Bayes-best next token, a, b and the class, ridge for H(P); beside each the same probe on shuffled labels.
-All layers, indices, targets and controls of one shape are one batched solve (`probes_fit`). A probe finds what is there, not what is used.
+All layers, indices, targets and controls of one shape are one batched solve (`fit`). A probe finds what is there, not what is used.
+The probe for the next token is the roof experiment's (the wall study, "The substrate exists everywhere"); the others are ours.
 """
 
 import math
@@ -74,7 +75,7 @@ def probe(
         run_or_model: a finished run, or a run's model already loaded.
         layers: layers, all by default.
         site: one of `models.SITES`.
-        targets: some of `probes_targets.TARGETS`, by default all that the task has (a and b are the recurrence's).
+        targets: some of `targets.TARGETS`, by default all that the task has (a and b are the recurrence's).
         n: sequences drawn from the run's own task; 5/8 to fit, 1/8 to choose the strength, 1/4 to score. Probes of a and b take the
             programs among them.
         seed: of the sequences, the shuffles and the bootstrap.

@@ -11,13 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wallprobe import stats
+from wallprobe.findings import beyond
 from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
 from wallprobe.store.runs import Run
 from wallprobe.tasks.task import Task
 
-POSITIONS = (5, 6, 10, 15)  # those the essay's probe figures are given for
+POSITIONS = (5, 6, 10, 15)  # those the published probe figures are given for
 TABLE = ("layer", "index", "target")
 STILL, PARTLY = 0.9, 0.5  # shares of the way from the control to the exact answer
 # name -> (units, what it is)
@@ -155,7 +156,7 @@ def _counts(scores: Sequence[Scores]) -> dict[str, Any]:
 def _token_summary(
     token: dict[str, Tensor] | None, scores: Sequence[Scores], start: int, horizon: int, seed: int
 ) -> dict[str, float | None]:
-    """The last probed layer's accuracy on the next token: at the essay's positions (counted from the end of a header), at the last
+    """The last probed layer's accuracy on the next token: at the published positions (counted from the end of a header), at the last
     supervised one and its mean behind the wall; None where there is no such position, or the token was not probed."""
     keys = [f"token_accuracy_{position}" for position in POSITIONS] + ["drop_after_horizon"]
     summary: dict[str, float | None] = dict.fromkeys(f"{key}{suffix}" for key in keys for suffix in ("", "_low", "_high"))
@@ -192,8 +193,11 @@ def _finding(summary: dict[str, Any]) -> str:
     if summary["token_accuracy_unsupervised"] is None:
         return f"Linear probes of {run} at {summary['site']}, layers up to {layer}; the next token behind the wall is not among them."
     behind, ceiling, control = (summary[f"token_{key}_unsupervised"] for key in ("accuracy", "ceiling", "control"))
-    share = (behind - control) / (ceiling - control)
-    word = "still there" if share > STILL else "partly there" if share > PARTLY else "mostly gone"
+    there = beyond(ceiling, control)  # else even the exact answer says nothing, and there is nothing to find
+    share = (behind - control) / (ceiling - control) if there else math.nan
+    word = "mostly gone"
+    if there and beyond(share, PARTLY):
+        word = "still there" if beyond(share, STILL) else "partly there"
     return (
         f"Behind the wall the next token is {word} for a linear probe of {run}'s layer {layer}: accuracy {behind:.3f}, "
         f"where the exact answer has {ceiling:.3f}, shuffled labels {control:.3f}, and the last supervised position {before:.3f}."

@@ -1,7 +1,7 @@
 """What a probe is asked for at each index, and how well the exact answer, given the same prefix, could tell it.
 
 Index i has seen tokens 0..i. What no prefix tells (a after two tokens, b of a constant sequence unless it is 0) is asked for all
-the same: there the ceiling is chance, and a probe above it would be reading something else. Spec wall.md section 6.
+the same: there the ceiling is chance, and a probe above it would be reading something else.
 """
 
 from dataclasses import dataclass

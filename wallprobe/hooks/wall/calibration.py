@@ -1,4 +1,4 @@
-"""Calibration against correctness: what agreement in entropy cannot see (seed 000, "calibration pays only part of the tax").
+"""Calibration against correctness: what agreement in entropy cannot see (the wall study, "Calibration pays only part of the tax").
 
 A run may be exactly as sure as it should be and sure of the wrong token. So the entropy error stands beside the mass on the
 Bayes-best token and three expected calibration errors, which ask different things of the confidence max Q:
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wallprobe import models, stats
+from wallprobe import findings, models, stats
 from wallprobe.errors import ConfigError
 from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch
@@ -188,7 +188,7 @@ def calibration(run: Run, *, bins: int = BINS, sequences: int = evaluate.SEQUENC
     )
     summary = _summary(name, sides, references) | {"bins": bins, "n_sequences": sequences}
     manifest = evaluate.run_manifest(run, watch, device, sequences=sequences, seed=seed, bins=bins, task=sample.task.config())
-    return Result("calibration", data, ("position",), summary | {"finding": _finding(summary)}, manifest)
+    return Result("calibration", data, ("position",), summary | {"finding": _finding(summary, _margins(sides))}, manifest)
 
 
 Variables = dict[str, tuple[tuple[str, ...], Any, str, str]]
@@ -249,7 +249,35 @@ def _summary(name: str, sides: dict[str, dict[str, Tensor]], references: dict[st
     return summary
 
 
-def _finding(summary: dict[str, Any]) -> str:
+def _margins(sides: dict[str, dict[str, Tensor]]) -> dict[str, findings.Bounds]:
+    """Bounds of what decides the verdict, of both sides in the same resamples: how far the entropy error beyond the wall lies above
+    `WALL_RATIO` times that before it, and the mass of the Bayes-best token above `RIGHT_SHARE` of its due."""
+    (trained, beyond), made = (sides[side] for side in ("trained", "unsupervised")), {}
+    for name, drawn in (
+        ("entropy", beyond["entropy_mae"] - evaluate.WALL_RATIO * trained["entropy_mae"]),
+        ("mass", beyond["best_mass"] - evaluate.RIGHT_SHARE * beyond["best_posterior"]),
+    ):
+        low, high = stats.interval(drawn[1:])
+        made[name] = (float(low), float(high))
+    return made
+
+
+def _told(summary: dict[str, Any], margins: Mapping[str, findings.Bounds]) -> str:
+    """The verdict where the intervals bear it, else that they do not."""
+    trained, low, high = (summary[f"entropy_mae_trained{end}"] for end in ("", "_low", "_high"))
+    beyond, mass, due = (summary[f"{key}_unsupervised"] for key in ("entropy_mae", "best_mass", "best_posterior"))
+    learnt = findings.side(trained, evaluate.LEARNT_BITS, findings.difference((low, high), evaluate.LEARNT_BITS))
+    agrees = findings.side(beyond, evaluate.WALL_RATIO * trained, margins["entropy"])
+    if not findings.beyond(beyond, 0.0, noise=evaluate.EXACT_BITS):
+        agrees = "below"  # no error at all
+    sure = "entropy off" if "above" in (learnt, agrees) else "calibrated"
+    if sure == "calibrated" and "level" in (learnt, agrees):
+        sure = "calibrated or not (undecided within the intervals)"
+    right = {"above": "right", "below": "wrong", "level": "right or wrong (undecided within the intervals)"}
+    return f"{sure} and {right[findings.side(mass, evaluate.RIGHT_SHARE * due, margins['mass'])]}"
+
+
+def _finding(summary: dict[str, Any], margins: Mapping[str, findings.Bounds]) -> str:
     """One plain sentence: as sure as it should be, and sure of what?"""
 
     def beyond(key: str) -> float:
@@ -258,7 +286,7 @@ def _finding(summary: dict[str, Any]) -> str:
     geomean = beyond("best_mass_geomean")
     mass = f"{geomean:.2f}" if geomean >= 0.01 else f"1/{round(1 / geomean):,}" if geomean > 1e-12 else "nothing"
     return (
-        f"{summary['run']}, unsupervised positions: {summary['verdict']}. Entropy is {beyond('entropy_mae'):.3g} bits off; confidence "
+        f"{summary['run']}, unsupervised positions: {_told(summary, margins)}. Entropy is {beyond('entropy_mae'):.3g} bits off; confidence "
         f"misses what is due by {beyond('ece_confidence'):.3f} and what comes true by {beyond('ece_drawn'):.3f} (calibration errors); the "
         f"first choice is right {beyond('accuracy'):.2f} of the time, and the Bayes-best token, due {beyond('best_posterior'):.2f}, "
         f"usually gets {mass}."

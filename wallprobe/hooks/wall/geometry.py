@@ -2,8 +2,8 @@
 
 A cosine is inflated by whatever direction all states share. So each stands beside the same cosine between two different
 sequences, between two of one class (two programs, or two of noise), after the mean over sequences at each index is taken away,
-and in the network of the same shape and seed before training (what depth alone does: the mean-field clustering of attention
-needs no training). Spec wall.md section 6, seed 000.
+and in the network of the same shape and seed before training (what depth alone does: the mean-field clustering of attention,
+Rigollet 2025, arXiv 2512.01868, needs no training). Source: the wall study, "The substrate exists everywhere".
 """
 
 import math
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wallprobe import models, stats
 from wallprobe.errors import UnknownNameError
+from wallprobe.findings import side
 from wallprobe.hooks.attach import cache
 from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch
@@ -234,7 +235,9 @@ def _summary(trained: Cosines, before: Cosines, weights: Tensor, supervised: int
 
 def _finding(summary: dict[str, Any]) -> str:
     """One plain sentence: near the supervised state or not, rising or not, and how much of it any other sequence has too."""
-    way = "rising" if summary["rises_with_depth_low"] > 0 else "falling" if summary["rises_with_depth_high"] < 0 else "unchanged"
+    bounds = summary["rises_with_depth_low"], summary["rises_with_depth_high"]
+    told = side(summary["cosine_last_layer"], summary["cosine_first_layer"], bounds)
+    way = {"above": "rising", "below": "falling", "level": "neither rising nor falling beyond its interval"}[told]
     return (
         f"{summary['run']}: at the last layer, unsupervised states have cosine {summary['cosine_last_layer']:.2f} with the last supervised "
         f"one (programs {summary['cosine_program_last_layer']:.2f}, noise {summary['cosine_noise_last_layer']:.2f}), {way} with depth from "

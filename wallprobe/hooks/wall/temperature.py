@@ -2,7 +2,7 @@
 
 KL(P || softmax(beta z)) is convex in the inverse temperature beta = 1/T, so its minimum is the only one and is found by Newton's
 method inside a bracket. beta = 0 (T infinite, the uniform guess) is allowed: it is the best one can do with logits that point away
-from the answer. Spec wall.md section 6, seed 000.
+from the answer. Source: the wall study, "The substrate exists everywhere".
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wallprobe import models, stats
+from wallprobe import findings, models, stats
 from wallprobe.errors import ConfigError
 from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch
@@ -273,8 +273,13 @@ def _finding(summary: dict[str, Any]) -> str:
         summary[f"{name}_unsupervised"] for name in ("kl_best_bits", "kl_at_one_bits", "kl_uniform_bits", "kl_single_t_bits")
     )
     t_star = summary["t_star_unsupervised"]
-    tuned = "infinite" if t_star is None or single > 0.999 * uniform else f"{t_star:.2g}"
-    verdict = "a temperature recovers Bayes" if summary["recovered_unsupervised"] >= RECOVERED else "no temperature recovers Bayes"
+    tuned = "infinite" if t_star is None or not findings.beyond(0.999 * uniform, single) else f"{t_star:.2g}"
+    recovered, bounds = summary["recovered_unsupervised"], (summary["recovered_unsupervised_low"], summary["recovered_unsupervised_high"])
+    verdict = {
+        "above": "a temperature recovers Bayes",
+        "level": f"a temperature may recover Bayes ({RECOVERED:.0%} lies within the interval)",
+        "below": "no temperature recovers Bayes",
+    }[findings.side(recovered, RECOVERED, findings.difference(bounds, RECOVERED))]
     return (
         f"{summary['run']}: {verdict} at unsupervised positions: KL {one:.2f} bits at T = 1, {single:.2f} at the best one (T {tuned}), "
         f"{best:.2f} with a best one for each position, {uniform:.2f} for a uniform guess; at supervised positions "

@@ -1,6 +1,6 @@
-"""From an audit's series to what fires, when, with which evidence, and a verdict (spec audit.md A6). Nothing here trains or measures.
+"""From an audit's series to what fires, when, with which evidence, and a verdict (the audit study). Nothing here trains or measures.
 
-A diagnostic is looked at after whole epochs only, as the seed does; moments between them are for the figures.
+A diagnostic is looked at after whole epochs only, as the study does; moments between them are for the figures.
 """
 
 import math
@@ -11,6 +11,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from wallprobe.findings import beyond
 from wallprobe.training.audit.thresholds import Thresholds
 
 Row = npt.NDArray[np.float64]
@@ -101,7 +102,7 @@ def fires(series: Series, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]
     at = {name: values[:, 1:] for name, values in series.layered.items()}
     h, g = series.top("h_norm"), series.top("g_norm")
     gamma = at["gamma_exact"].mean(1)
-    nudged = [at[name].mean(1) >= at[f"{name}_low"].mean(1) for name in ("nudge_1e-3", "nudge_1e-2")]
+    nudged = [_as_random(at[name].mean(1), at[f"{name}_low"].mean(1)) for name in ("nudge_1e-3", "nudge_1e-2")]
     return {
         "a": h / h[0] > limits.inflation,
         "a_prime": at[limits.growth].max(1) > limits.limit,
@@ -110,6 +111,12 @@ def fires(series: Series, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]
         "d": nudged[0] & nudged[1],
         "e": (gamma >= series.deep_null[:, 0]) & (gamma <= series.deep_null[:, 1]),
     }
+
+
+def _as_random(credit: Row, random: Row) -> npt.NDArray[np.bool_]:
+    """At which moments the loss falls no more against the credit than along the best random direction, rounding aside; not where unseen."""
+    pairs = zip(credit.tolist(), random.tolist(), strict=True)
+    return np.asarray([not (math.isnan(own) or math.isnan(other) or beyond(other, own)) for own, other in pairs])
 
 
 def first_epochs(series: Series, fired: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, int | None]:

@@ -1,4 +1,4 @@
-"""What an audit measures at one moment of a training, state by state (spec audit.md A5). Norms and cosines in fp64.
+"""What an audit measures at one moment of a training, state by state (the audit study). Norms and cosines in fp64.
 
 The reference g_l is the derivative of the summed loss over n_ref, a fixed number, so that no figure depends on how many samples were
 looked at. Two cosines stand side by side: the usual one, whose denominator is clamped at eps, and one without a clamp.

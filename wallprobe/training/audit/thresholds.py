@@ -20,7 +20,7 @@ def _option(default: Any, option: str, help: str, **more: str) -> Any:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a diagnostic fires. Of the second seed: (a), (b) and a growth detector; which statistic and which limits it does not say.
+    """When a diagnostic fires. The audit study has (a), (b) and a growth detector; which statistic and which limits it does not say.
 
     Attributes:
         inflation: (a), |h_L| over |h_L| at initialisation.

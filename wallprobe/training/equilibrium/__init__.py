@@ -1,1 +1,1 @@
-"""The equilibrium campaign's training side: estimators, the contraction controller, the trainer, experiments (third seed)."""
+"""The equilibrium campaign's training side: estimators, the contraction controller, the trainer, experiments (the equilibrium study)."""

@@ -1,4 +1,4 @@
-"""The contraction controller: a Jacobian penalty, its servo, excursions, the fuse, kinds of plateau (spec 2.4, 2.5)."""
+"""The contraction controller: a Jacobian penalty, its servo, excursions, the fuse, kinds of plateau (the equilibrium study)."""
 
 import itertools
 import math

@@ -1,8 +1,9 @@
-"""Estimators of an equilibrium model's gradient: equilibrium propagation, BPTT, truncated BPTT, implicit (third seed; spec 2.2, 2.3).
+"""Estimators of an equilibrium model's gradient: equilibrium propagation, BPTT, truncated BPTT, implicit.
 
 All but BPTT find a = -dz*/d(beta), the loss's adjoint at the fixed point, and read the gradient of <a, F(z*)> + CE(z* W_U) with z* and a
-held: no backward pass through the relaxation. EP: Scellier and Bengio 2017 (1602.05179), symmetric nudges Laborieux 2021 (2006.03824),
-N points Laborieux and Zenke 2022 (2209.00530), correction for a non-symmetric J Scurria et al. (2602.03670).
+held: no backward pass through the relaxation. EP: Scellier and Bengio 2017 (arXiv 1602.05179); symmetric nudges: Laborieux et al. 2021
+(arXiv 2006.03824); N points: Laborieux and Zenke 2022 (arXiv 2209.00530); correction for a J that is not symmetric: Scurria et al. 2026
+(arXiv 2602.03670).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Experiments 3, 4 and 5 of the third seed: matched arms, the gate study, the controller's grid (spec equilibrium.md 2.6).
+"""Experiments 3, 4 and 5 of the equilibrium study: matched arms, the gate study, the controller's grid.
 
 Each is a list of trainings, made where they are missing, and a Result read off the finished runs. Trainings killed anywhere go on.
 """
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from wallprobe.errors import ConfigError
+from wallprobe.findings import beyond, foremost, rounding
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch
 from wallprobe.store.results import Result
@@ -156,7 +157,7 @@ class GateSettings:
 
 
 def gate_settings(name: str) -> GateSettings:
-    """The study at a preset: embeddings as small as the seed's, so that the residual begins above the gate."""
+    """The study at a preset: embeddings as small as the published run's, so that the residual begins above the gate."""
     base = preset(name)
     if name == "seed":
         return GateSettings(replace(base, steps=800, snapshots=(), probe=True), 200, 0.3)
@@ -322,7 +323,7 @@ def grid(base: EqJob, settings: GridSettings, prefix: str, root: Path | None = N
         part = found[place * count : (place + 1) * count]
         rows.append({"setting": f"{floor:g}/{target:g}/{most:g}", "floor": floor, "target": target, "jr_max": most, **_grid_row(part)})
     noise = _noise(found, count)
-    best = min(rows, key=lambda row: row["best_val"])
+    best = rows[foremost([-row["best_val"] for row in rows]) or 0]
     summary = {
         "start_val": found[0].manifest["log"][0]["val"],
         "best_setting": best["setting"],
@@ -333,10 +334,16 @@ def grid(base: EqJob, settings: GridSettings, prefix: str, root: Path | None = N
     }
     summary["finding"] = (
         f"From {summary['start_val']:.3f} nats, {len(rows)} settings by {count} seeds: the best is {best['setting']} "
-        f"(floor/target/jr_max) with {best['delta']:+.3f}; settings spread over {summary['spread']:.3f}, seeds of one "
-        f"setting have a standard deviation of {noise:.3f}."
+        f"(floor/target/jr_max) with {best['delta']:+.3f}{_level(rows, best['best_val'], noise)}; settings spread over "
+        f"{summary['spread']:.3f}, seeds of one setting have a standard deviation of {noise:.3f}."
     )
     return made("grid", "setting", rows, GRID, summary, describe([base, *jobs], [start, *found], watch, "grid"), {})
+
+
+def _level(rows: Sequence[Mapping[str, Any]], best: float, noise: float) -> str:
+    """How many other settings lie within the seeds' standard deviation of the best loss, in nats: they are as good."""
+    count = sum(not beyond(row["best_val"], best, noise=max(noise, rounding(best))) for row in rows) - 1
+    return f" ({count} more within the seeds' standard deviation of it)" if count else ""
 
 
 def _grid_row(part: Sequence[runs.Run]) -> dict[str, Any]:

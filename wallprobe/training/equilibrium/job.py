@@ -1,4 +1,4 @@
-"""One training to make: model, task, estimator, optimiser, controller; and the presets (third seed; spec equilibrium.md 2.1, 2.4, 2.5)."""
+"""One training to make: model, task, estimator, optimiser, controller; and the presets (the equilibrium study)."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from wallprobe.store.runs import DEFAULT_SEED, RunName
 from wallprobe.tasks.text import TextSpec
 
 BP = "bp"  # the arm without an equilibrium: a one-layer HookedTransformer of the same shape
-ARMS: Mapping[str, str] = MappingProxyType({"ep": "eqprop", "bptt": "bptt", "bp": BP})  # seed's name -> estimator
+ARMS: Mapping[str, str] = MappingProxyType({"ep": "eqprop", "bptt": "bptt", "bp": BP})  # the study's name -> estimator
 NUDGED = ("eqprop", "eqprop-4", "eqprop-plain")  # what gate_mode "ep" gates
 GATE_MODES = ("ep", "all")
 
@@ -24,9 +24,9 @@ class Control:
     Attributes:
         gate: with a free-phase residual from here on, the task's gradient is left out of the step.
         gate_mode: "all" gates every estimator, "ep" only those that nudge.
-        unit: what lambda = 1 weighs the penalty with. 1e-3 suits widths of tens; 1 is the seed's raw scale.
+        unit: what lambda = 1 weighs the penalty with. 1e-3 suits widths of tens; 1 is the study's raw scale.
         start: lambda at first, brought within its limits.
-        floor, most: lambda's limits (the seed's jr_floor, jr_max).
+        floor, most: lambda's limits (the study's jr_floor, jr_max).
         target: the residual lambda steers to (res_target).
         kappa: gain of that servo, a step.
         fuse: a residual above it for `patience` steps on end stops the training.

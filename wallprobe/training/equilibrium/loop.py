@@ -1,4 +1,4 @@
-"""The trainer: one job -> a run in the store; killed anywhere, it goes on to the same bytes (spec equilibrium.md 2.5).
+"""The trainer: one job -> a run in the store; killed anywhere, it goes on to the same bytes.
 
 Step: free phase, gate, task gradient, contraction penalty, clip, AdamW, lambda's servo, average. Every draw depends on (seed, what,
 step) alone, so a checkpoint holds tensors, a step number and the log.

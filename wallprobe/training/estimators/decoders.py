@@ -1,7 +1,7 @@
 """Estimators for decoders with transformer-lens hooks: backpropagation in two precisions, direct feedback, simultaneous perturbation.
 
 DFA: Noekland 2016 (arXiv 1609.01596) with the inputs of every block detached, as `feedback` has it for the networks of the audit.
-SPSA: Spall 1992; the same draws are made again in place of being kept (as MeZO does, arXiv 2305.17333).
+SPSA: Spall 1992; the same draws are made again in place of being kept (as MeZO does: Malladi et al. 2023, arXiv 2305.17333).
 """
 
 import math

@@ -1,8 +1,8 @@
-"""Equilibrium propagation on a predictive-coding energy (spec audit.md A4; Millidge et al. 2022, arXiv 2206.02629).
+"""Equilibrium propagation on a predictive-coding energy (Millidge et al. 2022, arXiv 2206.02629).
 
 E = sum_l |h_{l+1} - block_l(h_l)|^2 / 2 + beta CE. Free phase: the forward pass, where the first part is zero. Nudged phase: K steps of
 h_l <- h_l - gamma dE/dh_l for l >= 1. Credits are the prediction errors over -beta, weights get dE/dtheta over beta at the nudged state;
-both tend to backpropagation's as beta -> 0 and K -> infinity. What the seed calls EP is not defined there: this is our reading of it.
+both tend to backpropagation's as beta -> 0 and K -> infinity. What the audit study calls EP it does not define: this is our reading.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Backpropagation, feedback alignment, direct feedback alignment and the frozen baseline, as estimators (spec audit.md A4).
+"""Backpropagation, feedback alignment, direct feedback alignment and the frozen baseline, as estimators.
 
-FA: Lillicrap et al. 2016 (arXiv 1411.0247); DFA: Noekland 2016 (arXiv 1609.01596), in the form of the second seed: each block gets the
+FA: Lillicrap et al. 2016 (arXiv 1411.0247); DFA: Noekland 2016 (arXiv 1609.01596), in the audit study's form: each block gets the
 gradient of <h_{l+1}, e_T B^T> with its input detached. Feedback is drawn once, from (seed, layer) alone.
 """
 

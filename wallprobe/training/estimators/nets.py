@@ -1,4 +1,4 @@
-"""The networks of the audit: an embedding, blocks, a readout; between them the states h_0..h_L (spec audit.md A3).
+"""The networks of the audit: an embedding, blocks, a readout; between them the states h_0..h_L (the audit study).
 
 Plain torch modules with torch's own initialisation; `models.hooked` gives them transformer-lens hook names for the shared cache.
 A state is a vector (ResMLP, StudentNet), a row of tokens (ViT-Mini) or a map (BN-CNN). A credit has one vector for each sample,
@@ -351,7 +351,7 @@ class Sizes:
 
 
 def _resmlp(shape: tuple[int, int, int], classes: int, sizes: Sizes) -> Net:
-    """Pre-LN residual MLP: 4 blocks of 256, the seed's; hidden as wide as the state (the seed does not say; 4 times for paper scale)."""
+    """Pre-LN residual MLP: 4 blocks of 256, the study's; hidden as wide as the state (the study does not say; 4 times for paper scale)."""
     width, depth = sizes.width or 256, sizes.depth or 4
     embed = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width))
     blocks: list[nn.Module] = [MLPBlock(width, width * (sizes.mlp_ratio or 1)) for _ in range(depth)]

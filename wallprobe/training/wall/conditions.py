@@ -1,7 +1,8 @@
 """Training conditions: a signal, the route by which its gradient enters, positions, a schedule and a weight.
 
-The loss is cross-entropy at supervised positions 1..K plus weight x route(signal) at the chosen positions. The thirteen of
-spec wall.md section 4 and its further axes are compositions; nothing here is a function of its own per condition.
+The loss is cross-entropy at supervised positions 1..K plus weight x route(signal) at the chosen positions. The thirteen
+and the further axes are compositions, none a function of its own. Source: the wall study, "How the tax gets paid", which names four of
+them (c0, c1, p1, p5); c2 to c5, p2, p3 and s1 are the wall-erosion experiment's; p4 and p6 are ours.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,8 +34,8 @@ class Condition:
 
     Attributes:
         name: as typed on the command line.
-        signal: a name in `training.signals.SIGNALS`; "none" leaves only the supervised cross-entropy.
-        route: a name in `training.signals.ROUTES`.
+        signal: a name in `training.wall.signals.SIGNALS`; "none" leaves only the supervised cross-entropy.
+        route: a name in `training.wall.signals.ROUTES`.
         positions: "unsupervised" (K+1..), "alternate" (K+1, K+3, ...), "all" (1..), or explicit positions.
         schedule: when the signal is on.
         weight: its weight in the loss; None takes the recipe's.
@@ -42,7 +43,7 @@ class Condition:
         summary: one line for tables.
         constant: the target of signal "constant_entropy", in bits.
         endogenous: mechanisms of `MECHANISMS` added to the network itself.
-        axes: the families of spec section 4 (`AXES`) it belongs to, as member or as their reference; none for others' conditions.
+        axes: the families (`AXES`) it belongs to, as member or as their reference; none for others' conditions.
     """
 
     name: str
@@ -102,7 +103,7 @@ class Condition:
 
 
 def built_in() -> Mapping[str, Condition]:
-    """The named conditions, by name: the thirteen of the published study, then the further axes."""
+    """The named conditions, by name: the thirteen of the wall study and its relatives, then the further axes."""
     return {condition.name: condition for condition in (*_grid(), *_further())}
 
 

@@ -1,7 +1,7 @@
 """Evaluation of a run against the exact Bayesian answer, position by position, with bootstrap intervals over sequences.
 
-Entropy agreement alone certifies nothing (seed 000): every figure of calibration stands beside the mass that the model puts on
-the Bayes-best token. Spec wall.md section 5.
+Entropy agreement alone certifies nothing (the wall study): every figure of calibration stands beside the mass that the model puts on
+the Bayes-best token.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wallprobe import models, stats
 from wallprobe.errors import ConfigError
+from wallprobe.findings import beyond, difference, rounding, side
 from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
@@ -25,6 +26,7 @@ SEQUENCES = 2000
 PUBLISHED_RATIO = 83.0
 # Where the sentences draw their lines: bits of supervised error, wall ratio, share of the deserved mass on the Bayes-best token.
 LEARNT_BITS, WALL_RATIO, RIGHT_SHARE = 0.3, 3.0, 0.5
+EXACT_BITS = rounding(4.0)  # of an entropy of about 4 bits, a uniform guess's over 17 tokens
 
 # metric -> (units, what it is)
 METRICS: dict[str, tuple[str, str]] = {
@@ -271,14 +273,27 @@ def _summaries(means: dict[str, Tensor], draws: dict[str, Tensor], horizon: int)
 
 def _finding(summary: dict[str, Any]) -> str:
     """One plain sentence: is there a wall, and where it is gone, is the answer right?"""
+
+    def bounds(key: str, times: float = 1.0) -> tuple[float, float]:
+        return times * summary[f"{key}_low"], times * summary[f"{key}_high"]
+
     ratio, run = summary["wall_ratio"], summary["run"]
     mass, true = summary["bayes_best_mass"], summary["bayes_best_posterior"]
     where = f"{summary['trained_mae']:.3f} bits off at supervised positions and {summary['untrained_mae']:.3f} beyond"
-    if summary["trained_mae"] > LEARNT_BITS:
-        return f"{run} has not learnt the task: {where}."
-    if ratio > WALL_RATIO:
+    learnt = side(summary["trained_mae"], LEARNT_BITS, difference(bounds("trained_mae"), LEARNT_BITS))
+    if learnt != "below":
+        return f"{run} has {'not' if learnt == 'above' else 'perhaps'} learnt the task: {where}."
+    wall = side(ratio, WALL_RATIO, difference(bounds("wall_ratio"), WALL_RATIO))
+    wrong_beyond = beyond(summary["untrained_mae"], 0.0, noise=EXACT_BITS)
+    if wall == "above" and wrong_beyond:
         return f"{run} shows the wall: {where} (ratio {ratio:.1f})."
+    clear, ratio_told = "no", f"ratio {ratio:.2f}"
+    if wall == "level" and wrong_beyond:
+        clear, ratio_told = "no clear", f"{ratio_told}, {WALL_RATIO:g} within its interval"
     right = f"puts {mass:.4f} on the Bayes-best token where the exact answer puts {true:.2f}"
-    if mass < RIGHT_SHARE * true:
-        return f"{run} shows no wall in entropy ({where}, ratio {ratio:.2f}), yet it {right}: calibrated and wrong."
-    return f"{run} shows no wall ({where}, ratio {ratio:.2f}) and {right}."
+    due = difference(bounds("bayes_best_mass"), bounds("bayes_best_posterior", RIGHT_SHARE))
+    correct = side(mass, RIGHT_SHARE * true, due)
+    if correct != "above" and not math.isnan(mass):
+        wrong = "wrong" if correct == "below" else "perhaps wrong"
+        return f"{run} shows {clear} wall in entropy ({where}, {ratio_told}), yet it {right}: calibrated and {wrong}."
+    return f"{run} shows {clear} wall ({where}, {ratio_told}) and {right}."

@@ -165,7 +165,7 @@ def forward(
     """Logits and the final residual stream (`hook_resid_post` of the last layer).
 
     Pre-LN, causal, exact GELU, learned positions: the HookedTransformer that `models.build` makes of the same parameters. A learned
-    temperature or forget gates act where their parameters are there (seed 000's follow-ups; see `init_endogenous`).
+    temperature or forget gates act where their parameters are there (the roof experiment, 3; see `init_endogenous`).
 
     Args:
         params: stacked parameters as of `init_params`, with or without those of `init_endogenous`; or the same taken apart by `by_layer`.

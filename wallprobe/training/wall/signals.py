@@ -94,7 +94,7 @@ def _constant_entropy(data: StepData) -> Tensor:
 
 
 def _random_entropy(data: StepData) -> Tensor:
-    """Uniform between 0 and log2 p, one draw for each sequence and position, as the published study has it."""
+    """Uniform between 0 and log2 p, one draw for each sequence and position, as published."""
     exact = data.posterior.entropy
     return torch.rand(exact.shape, generator=data.generator).to(exact) * math.log2(data.symbols)
 

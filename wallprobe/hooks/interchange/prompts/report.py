@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wallprobe import stats
 from wallprobe.errors import InstrumentError
+from wallprobe.findings import beyond, foremost, rounding
 from wallprobe.hooks.interchange.prompts.pairs import PromptPairs
 from wallprobe.hooks.interchange.sweep_report import BUDGET, FALSE, Place, p_value
 from wallprobe.store.manifest import Stopwatch, provenance
@@ -171,7 +172,7 @@ def make_result(
     coords = {"site": asked, "layer": layers, "index": indices, "example": list(range(shown(pairs))), "token_index": list(range(length))}
     subject = f"{src} -> {dst}" if request.src != request.dst else f"{src}, clean -> corrupt"
     data = dataset(coords, grid, src=src, dst=dst, subject=subject, read_index=length - 1)
-    best = max(figures, key=lambda place: figures[place]["restored"])
+    best = list(figures)[foremost([cell["restored"] for cell in figures.values()], noise=rounding(1.0)) or 0]
     manifest = provenance(
         config=asdict(request) | {"prompts_hash": pairs.data_hash, "weights": list(hashes)},
         device=device,
@@ -206,9 +207,15 @@ def _summary(measured: Measured, best: Place, pairs: int, manifest: Mapping[str,
         "max_restored": figures[best]["restored"],
         "restored_at": str(best),
         "max_p_answer": max(cell["p_answer"] for cell in figures.values()),
-        "restoring_cells": sum(cell["q_value"] <= FALSE and cell["restored_low"] > 0 for cell in figures.values()),
+        "restoring_cells": sum(_restores(cell) for cell in figures.values()),
         "self_patch_max_change": max(cell["self_patch_max_change"] for cell in figures.values()),
     }
+
+
+def _restores(cell: Mapping[str, float]) -> bool:
+    """More than a random donor at a false discovery rate of 5 %, and more than nothing; 1 is the whole clean answer."""
+    bounds = cell["restored_low"], cell["restored_high"]
+    return cell["q_value"] <= FALSE and beyond(cell["restored"], 0.0, bounds, rounding(1.0))
 
 
 def _finding(whence: str, best: Place, cell: Mapping[str, float], summary: Mapping[str, Any]) -> str:
