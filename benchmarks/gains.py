@@ -116,7 +116,7 @@ def nnsight_way(source: str, loaded: models.Loaded, tokens: torch.Tensor) -> dic
         from nnsight import NNsight
     except ImportError:
         return {}
-    inner = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    inner = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False).eval()
     if not hasattr(inner, "model"):
         return {}
     traced = NNsight(inner)

@@ -218,7 +218,7 @@ def of_smollm2(pairs: int, length: int) -> tuple[int, Side, dict[str, Side]]:
     assert place.origin is not None
     file = next(Path(place.origin).parent.rglob("*.gguf"))
     reader: Any = AutoModelForCausalLM
-    model = reader.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    model = reader.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False).eval()
     stack = stacks.of_transformers(model)
     assert stack is not None
     tokens = torch.randint(2000, 40000, (2, pairs, length), generator=generator("benchmark"))

@@ -78,7 +78,9 @@ def write_blocks(folder: Path, blocks: int, width: int) -> None:
     config.save_pretrained(folder)
     save_tokenizer(folder)
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in AutoModelForCausalLM.from_config(config).state_dict().items()}
+        shapes = {
+            name: value.shape for name, value in AutoModelForCausalLM.from_config(config, trust_remote_code=False).state_dict().items()
+        }
 
     def drawn(name: str) -> torch.Tensor:
         if len(shapes[name]) > 1:
@@ -146,7 +148,7 @@ def offload(folder: Path, blocks: int, tokens: torch.Tensor) -> tuple[float, flo
     places |= dict.fromkeys(rest, "cpu")
     reader: Any = AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as spare:
-        model = reader.from_pretrained(folder, device_map=places, offload_folder=spare, dtype=torch.float32)
+        model = reader.from_pretrained(folder, device_map=places, offload_folder=spare, dtype=torch.float32, trust_remote_code=False)
         cool(folder)
         with Peak() as peak, torch.inference_mode():
             start = time.perf_counter()

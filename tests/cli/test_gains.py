@@ -158,13 +158,12 @@ def test_damaged_folders(command: Command, place: Path, tmp_path: Path, damage: 
 def test_a_gated_model_says_so(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
     from huggingface_hub.errors import GatedRepoError
-    from transformers import AutoTokenizer
 
     def refuse(*_: object, **__: object) -> None:
         response = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
         raise GatedRepoError("Cannot access gated repo for url https://hub. Ask for access.", response=response)
 
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     code, out, err = command("someone/gated")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert "model 'someone/gated' is gated: accept its terms on the hub and log in (hf auth login)" in err

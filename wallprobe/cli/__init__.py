@@ -14,8 +14,10 @@ from wallprobe.cli import (
     audit,
     branches,
     calibration,
+    checks,
     claims,
     collapse,
+    convert,
     endings,
     equilibrium,
     evaluate,
@@ -46,6 +48,7 @@ COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "train": train.train,
         "eval": evaluate.evaluate,
         "runs": runs.runs,
+        "convert": convert.convert,
         "interchange": interchange.interchange,
         "readout": readout.readout,
         "ablate": ablate.ablate,
@@ -77,6 +80,10 @@ COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 # Commands of several commands: in `COMMANDS` stands what makes them.
 GROUPS = MappingProxyType({"audit": audit.COMMANDS, "equilibrium": equilibrium.COMMANDS, "gallery": gallery.COMMANDS})
 
+TOLD = ("PluginWarning", "ModelCodeWarning")  # warnings of ours, one line each
+
+INTERRUPTED = 130  # 128 + SIGINT
+
 
 def build_app(names: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     """The application with these commands; a single one stands for itself, without completion options."""
@@ -101,7 +108,7 @@ def main() -> None:
 
     def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
         # By name: importing the class would load importlib.metadata, which --help does without.
-        return f"wallprobe: {message}\n" if category.__name__ == "PluginWarning" else usual(message, category, filename, lineno, line)
+        return f"wallprobe: {message}\n" if category.__name__ in TOLD else usual(message, category, filename, lineno, line)
 
     warnings.formatwarning = one_line
     endings.forgiving()
@@ -123,6 +130,7 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     """Run what is typed; the exit code."""
+    checks.refuse_empty(arguments)
     if arguments and arguments[0] in COMMANDS and "--help" in arguments:
         # Within the group, typer validates the group's own options first, with pydantic: half of the time a help page takes.
         if arguments[0] in GROUPS:

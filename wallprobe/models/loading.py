@@ -17,13 +17,17 @@ from torch import nn
 from wallprobe.errors import CheckpointError, UnknownNameError
 from wallprobe.models.building import build, build_equilibrium
 from wallprobe.models.equilibrium import EqConfig
+from wallprobe.models.foreign import check_folder, needs_code, refuse_parts, tell_ignored
+from wallprobe.models.guard import reading
+from wallprobe.models.hub import fetch
 from wallprobe.models.loaded import Loaded, Plain, hook_name, quiet
 from wallprobe.models.sizes import SIZES, count
-from wallprobe.models.sources import check_complete, first_line, hash_files, refuse_encoder, unreachable
+from wallprobe.models.sources import check_complete, first_line, hash_files, refuse_encoder
 from wallprobe.store import runs
 
 # Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
 RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
+LOCAL: Mapping[str, Any] = MappingProxyType({"local_files_only": True, "trust_remote_code": False})
 OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
 
 
@@ -87,38 +91,57 @@ def load(source: str, device: str = "cpu", root: Path | None = None) -> Loaded:
 def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, device: str) -> Loaded:
     """A local folder or GGUF file through transformers and the bridge, raw weights in fp32."""
     plain = _read_local(source, kind, folder, gguf, device)
-    bridge = _bridge(source, str(folder), plain.model, plain.tokenizer, device)
+    with quiet():
+        from transformer_lens import model_bridge  # noqa: F401  (imported before the guard is armed)
+    with quiet(), reading(source, folder):
+        bridge = _bridge(source, str(folder), plain.model, plain.tokenizer, device)
     return _loaded(source, kind, bridge, plain.tokenizer, plain.weight_hash)
 
 
 def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: str, *, weights: bool = True) -> Plain:
+    check_folder(source, folder, weights=gguf is None)
+    options: dict[str, Any] = {**LOCAL} | ({"gguf_file": gguf} if gguf else {})
     with quiet():
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-        reader: Any = AutoModelForCausalLM
-        options: dict[str, Any] = {"local_files_only": True} | ({"gguf_file": gguf} if gguf else {})
-        loading: dict[str, Any] = {}
-        try:
-            with _no_bars():
-                if weights:
-                    model, loading = reader.from_pretrained(folder, **RAW, **options, output_loading_info=True)
-                else:
-                    with torch.device("meta"):
-                        model = reader.from_config(AutoConfig.from_pretrained(folder, **options), **RAW)
-        except Exception as error:
-            raise CheckpointError(f"{source} cannot be loaded as a causal language model: {first_line(error)}") from error
+        from transformers import AutoTokenizer
+    with quiet(), reading(source, folder):
+        model, loading = _model(source, folder, options, weights=weights)
+        refuse_parts(source, model.config)
         refuse_encoder(source, model.config)
         check_complete(source, loading)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:
-            raise CheckpointError(f"{source} has no usable tokenizer beside its weights: {first_line(error)}") from error
+            wanted = needs_code(source, folder, error)
+            raise wanted or CheckpointError(f"{source} has no usable tokenizer beside its weights: {first_line(error)}") from error
         if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):  # what transformers makes up where no file is
             raise CheckpointError(f"{source} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(folder)")
+    tell_ignored(source, folder)
     if not weights:
         return Plain(source, kind, model.eval(), tokenizer, None)
-    files = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    files = [folder / gguf] if gguf else sorted(folder.glob("*.safetensors"))
     return Plain(source, kind, model.to(device).eval(), tokenizer, hash_files(files))
+
+
+def _model(source: str, folder: Path, options: dict[str, Any], *, weights: bool) -> tuple[Any, Mapping[str, Any]]:
+    """The raw model in fp32, on the meta device without its weights, and what transformers says of its loading."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    reader: Any = AutoModelForCausalLM
+    try:
+        with _no_bars():
+            config = None if weights and "gguf_file" in options else AutoConfig.from_pretrained(folder, **options)
+            refuse_parts(source, config)  # before hours of reading, and before anything looks for a processor
+            if weights:
+                safe = {} if "gguf_file" in options else {"use_safetensors": True}
+                model, loading = reader.from_pretrained(folder, **RAW, **options, **safe, output_loading_info=True)
+                return model, loading
+            with torch.device("meta"):
+                return reader.from_config(config, **RAW, trust_remote_code=False), {}
+    except CheckpointError:
+        raise
+    except Exception as error:
+        wanted = needs_code(source, folder, error)
+        raise wanted or CheckpointError(f"{source} cannot be loaded as a causal language model: {first_line(error)}") from error
 
 
 def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Plain:
@@ -146,20 +169,7 @@ def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Pla
         raise UnknownNameError(
             f"'{source}' is no language model: give a Hugging Face folder, a .gguf file or a hub id; runs take no --prompts"
         )
-    try:
-        with quiet():
-            from huggingface_hub import snapshot_download
-
-            repository, _, revision = source.partition("@")
-            folder = Path(
-                snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
-            )
-    except Exception as error:
-        raise UnknownNameError(
-            f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
-            f"({first_line(error)}); give a hub id, a local folder or a .gguf file"
-        ) from error
-    return _read_local(source, "hub", folder, None, device, weights=weights)
+    return _read_local(source, "hub", fetch(source, runs=False), None, device, weights=weights)
 
 
 def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
@@ -167,9 +177,13 @@ def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> 
 
     sizes = count(model)  # before: the bridge splits joint projections into copies
     model.to(device)  # the bridge leaves a model it is handed where it is
+    # It goes by what the settings say they are, transformers by the model's type: a file that says Llava gets no way into its processors.
+    model.config.architectures = [type(model).__name__]
+    if hasattr(model.config, "original_architecture"):
+        del model.config.original_architecture
     try:
         bridge: nn.Module = TransformerBridge.boot_transformers(
-            name, hf_model=model, tokenizer=tokenizer, device=device, dtype=torch.float32
+            name, hf_model=model, tokenizer=tokenizer, device=device, dtype=torch.float32, trust_remote_code=False
         )
     except Exception as error:
         kind = type(model).__name__
@@ -179,38 +193,34 @@ def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> 
 
 
 def _load_hub(source: str, device: str) -> Loaded:
-    """A hub id: HookedTransformer without processing where the name is official, else the bridge."""
-    import huggingface_hub.utils
-
-    utils: Any = huggingface_hub.utils  # re-exports without saying so
+    """A hub id: HookedTransformer without processing where the name is official, else the bridge; both of the files as they are read."""
+    folder = fetch(source)
+    plain = _read_local(source, "hub", folder, None, device)
+    with quiet():
+        from transformer_lens import HookedTransformer, model_bridge  # noqa: F401  (imported before the guard is armed)
+        from transformer_lens.loading_from_pretrained import NEED_REMOTE_CODE_MODELS
+        from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
     repository, _, revision = source.partition("@")
-    try:
-        utils.validate_repo_id(repository)
-    except utils.HFValidationError as error:
-        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({first_line(error)})") from error
-    try:
-        with quiet():
-            from transformer_lens import HookedTransformer
-            from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
-
-            options: dict[str, Any] = {"revision": revision} if revision else {}
-            if repository in OFFICIAL_MODEL_NAMES:
-                model: Any = HookedTransformer.from_pretrained_no_processing(repository, device=device, dtype=torch.float32, **options)
-                tokenizer = model.tokenizer
-            else:
-                from transformers import AutoModelForCausalLM, AutoTokenizer
-
-                tokenizer = AutoTokenizer.from_pretrained(repository, **options)
-                reader: Any = AutoModelForCausalLM
-                raw, loading = reader.from_pretrained(repository, **RAW, **options, output_loading_info=True)
-                refuse_encoder(source, raw.config)
-                check_complete(source, loading)
-                model = _bridge(source, repository, raw, tokenizer, device)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise unreachable(source, error) from error
-    return _loaded(source, "hub", model.eval(), tokenizer, None)
+    # Of the last ones HookedTransformer insists on trusting the repository's code, whatever it is told.
+    if repository not in OFFICIAL_MODEL_NAMES or repository.startswith(NEED_REMOTE_CODE_MODELS):
+        with quiet(), reading(source, folder):
+            bridge = _bridge(source, str(folder), plain.model, plain.tokenizer, device)
+        return _loaded(source, "hub", bridge, plain.tokenizer, plain.weight_hash)
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    with quiet(), reading(source, folder):
+        try:
+            model: Any = HookedTransformer.from_pretrained_no_processing(
+                repository,
+                hf_model=plain.model,
+                tokenizer=plain.tokenizer,
+                device=device,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                **options,
+            )
+        except Exception as error:
+            raise CheckpointError(f"{source} cannot be loaded by transformer-lens: {first_line(error)}") from error
+    return _loaded(source, "hub", model.eval(), model.tokenizer, plain.weight_hash)
 
 
 def _loaded(source: str, kind: str, model: Any, tokenizer: Any, weight_hash: str | None) -> Loaded:

@@ -57,6 +57,11 @@ class Shards:
         from safetensors import safe_open
 
         path = self.folder / name
+        try:
+            inside(self.folder, name)
+        except CheckpointError:
+            self.close()
+            raise
         if not path.is_file():
             self.close()
             raise CheckpointError(f"{self.folder} lacks the shard {name}; fetch it again")
@@ -121,6 +126,38 @@ def _index(folder: Path) -> Mapping[str, str] | None:
         return {str(name): str(file) for name, file in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); fetch it again") from error
+
+
+def index_files(folder: Path) -> list[str]:
+    """The shards that a folder's index names.
+
+    Raises:
+        CheckpointError: if the index is damaged.
+    """
+    return sorted(set((_index(folder) or {}).values()))
+
+
+def inside(folder: Path, name: str, suffixes: tuple[str, ...] = (".safetensors",)) -> Path:
+    """A file of weights by its name in an index, which may come from anywhere: it has to be a file of that folder.
+
+    In the hub's cache the files of `models--NAME/snapshots/REVISION` are links into that model's `blobs`, and these may be links into
+    the whole cache's (huggingface_hub 2 keeps a file of several models once); both count as the folder's own.
+
+    Raises:
+        CheckpointError: if it is of another kind, or lies elsewhere, by its name or as a link.
+    """
+    path = Path(name)
+    if path.suffix not in suffixes:
+        raise CheckpointError(f"{folder} names {name!r} as a file of weights; only {', '.join(suffixes)} is read")
+    home = folder.resolve()
+    model = home.parent.parent
+    cached = home.parent.name == "snapshots" and model.name.startswith("models--")
+    homes = (home, model / "blobs", model.parent / "blobs") if cached else (home,)
+    real = (folder / path).resolve()
+    if path.is_absolute() or ".." in path.parts or not any(real.is_relative_to(one) for one in homes):
+        where = "" if str(real) == name else f" ({real})"
+        raise CheckpointError(f"{folder} names {name!r}{where} as a file of weights, outside the folder; put the file itself there")
+    return folder / path
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

@@ -41,13 +41,13 @@ def check_complete(source: str, loading: Mapping[str, Any]) -> None:
         )
 
 
-def unreachable(source: str, error: Exception) -> UnknownNameError:
-    """What to say of a hub id that gave no model."""
+def unreachable(source: str, error: Exception, *, runs: bool = True) -> UnknownNameError:
+    """What to say of a hub id that gave no model; `runs` where the name of a run would do as well."""
     if "gated" in f"{type(error).__name__} {error}".lower():
         return UnknownNameError(f"model '{source}' is gated: accept its terms on the hub and log in (hf auth login), then run this again")
     return UnknownNameError(
         f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
-        f"({first_line(error)}); give a hub id, a local folder, a .gguf file or a run name"
+        f"({first_line(error)}); give a hub id, a local folder{', a .gguf file or a run name' if runs else ' or a .gguf file'}"
     )
 
 

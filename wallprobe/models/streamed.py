@@ -16,11 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from wallprobe.errors import CheckpointError, UnknownNameError
+from wallprobe.models.foreign import check_folder, needs_code, refuse_parts, tell_ignored
+from wallprobe.models.guard import reading
+from wallprobe.models.hub import fetch
 from wallprobe.models.loaded import quiet
 from wallprobe.models.quantised import Quantised, unpacked_bytes
 from wallprobe.models.shards import INDEX, SINGLE, Shards
 from wallprobe.models.sizes import count
-from wallprobe.models.sources import check_complete, first_line, hash_files, refuse_encoder, unreachable
+from wallprobe.models.sources import check_complete, first_line, hash_files, refuse_encoder
 from wallprobe.models.strips import Crew, StripLinear
 
 ATTENTION, STACKS = ("self_attn", "attention", "attn"), ("layers", "h")
@@ -148,7 +151,7 @@ class Streamed:
 
     def start(self, tokens: Int[Tensor, "batch index"]) -> tuple[Float[Tensor, "batch index d_model"], list[tuple[Any, Any]]]:
         """What the first block reads, and what each block is called with besides (masks, rotations), computed once."""
-        with quiet():
+        with quiet(), reading(self.name, self.shards.folder):
             small = copy.deepcopy(self.config)
             small.num_hidden_layers, small.vocab_size, small.pad_token_id = 0, 1, None
             base, _ = _base(_from_config(small))
@@ -176,7 +179,7 @@ class Streamed:
         Raises:
             CheckpointError: if a weight is missing, or the logits are not the unembedding of the final norm (a scale, a cap).
         """
-        with quiet():
+        with quiet(), reading(self.name, self.shards.folder):
             small = copy.deepcopy(self.config)
             small.num_hidden_layers, small.vocab_size, small.pad_token_id = 0, PROBED, None
             model = _from_config(small).eval()
@@ -228,7 +231,7 @@ def _from_config(config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     maker: Any = AutoModelForCausalLM
-    return maker.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    return maker.from_config(config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False)
 
 
 def _base(model: Any) -> tuple[Any, str]:
@@ -257,19 +260,7 @@ def resolve(source: str) -> tuple[Path, str]:
         return path, "folder"
     if "/" not in source:
         raise UnknownNameError(f"'{source}' is no folder here and no hub id; runs are small, leave --stream out")
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = source.partition("@")
-    try:
-        with quiet():
-            found = snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt"],
-            )
-    except Exception as error:
-        raise unreachable(source, error) from error
-    return Path(found), "hub"
+    return fetch(source), "hub"
 
 
 def open_streamed(source: str) -> Streamed:
@@ -282,18 +273,7 @@ def open_streamed(source: str) -> Streamed:
         UnknownNameError, CheckpointError: as `resolve` and `Shards`; if the model is no causal decoder with a stack of blocks.
     """
     folder, kind = resolve(source)
-    place, options = (folder.parent, {"gguf_file": folder.name}) if kind == "gguf" else (folder, {})
-    with quiet():
-        from transformers import AutoConfig, AutoTokenizer
-
-        try:
-            config: Any = AutoConfig.from_pretrained(place, local_files_only=True, **options)
-            with torch.device("meta"):
-                model = _from_config(config)
-            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, **options)
-        except Exception as error:
-            raise CheckpointError(f"{source} cannot be built as a causal language model: {first_line(error)}") from error
-    refuse_encoder(source, config)
+    config, model, tokenizer = _built(source, folder, gguf=kind == "gguf")
     base, stack = _base(model)
     shards = _quantised(folder, model, config) if kind == "gguf" else Shards(folder)
     blocks = getattr(base, stack)
@@ -334,6 +314,33 @@ def open_streamed(source: str) -> Streamed:
     return made
 
 
+def _built(source: str, path: Path, *, gguf: bool) -> tuple[Any, Any, Any]:
+    """Configuration, model without memory, and tokenizer of a folder or a .gguf file.
+
+    Raises:
+        CheckpointError: as `open_streamed`; if the folder asks for more than reading.
+    """
+    place, options = (path.parent, {"gguf_file": path.name}) if gguf else (path, {})
+    check_folder(source, place, weights=not gguf)
+    with quiet():
+        from transformers import AutoConfig, AutoTokenizer
+    with quiet(), reading(source, place):
+        try:
+            config: Any = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False, **options)
+            refuse_parts(source, config)
+            with torch.device("meta"):
+                model = _from_config(config)
+            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False, **options)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            wanted = needs_code(source, place, error)
+            raise wanted or CheckpointError(f"{source} cannot be built as a causal language model: {first_line(error)}") from error
+    refuse_encoder(source, config)
+    tell_ignored(source, place)
+    return config, model, tokenizer
+
+
 def _kept_bytes(block: nn.Module, *, unpacked: bool) -> int:
     """Bytes of a block that do not stay in the files as they are; where they are unpacked, of it all and the next one."""
     whole = 4 * sum(parameter.numel() for parameter in block.parameters())
@@ -348,7 +355,7 @@ def _quantised(path: Path, model: Any, config: Any) -> Quantised:
     """
     from transformers import modeling_gguf_pytorch_utils as table
 
-    with quiet():
+    with quiet(), reading(str(path), path.parent):
         try:
             told = config.to_dict()
             processor = table.TENSOR_PROCESSORS.get(config.model_type, table.TensorProcessor)(config=told)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import CheckpointError, ConfigError, UnknownNameError
 
 SEED4 = (
     "The capital of France is Paris, which is known for the Eiffel Tower.",
@@ -144,10 +144,16 @@ def _dataset(given: str, column: str | None, limit: int) -> tuple[str, tuple[str
     identity, config = (name, "") if Path(name).exists() else (name.partition(":")[0], name.partition(":")[2])
     import datasets
 
+    from wallprobe.models.guard import reading
+
     library: Any = datasets
     library.disable_progress_bars()
+    local = Path(identity) if Path(identity).exists() else None
     try:
-        rows = library.load_dataset(identity, config or None, split=split or "train")
+        with reading(given, local, network=local is None):
+            rows = library.load_dataset(identity, config or None, split=split or "train")
+    except CheckpointError:
+        raise
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UnknownNameError(

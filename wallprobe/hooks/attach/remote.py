@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wallprobe.errors import ConfigError, InstrumentError
+from wallprobe.models.guard import reading
 
 Point = tuple[str, bool]  # a module's path, and whether the site is what it is given (True) or what it gives
 BACKENDS = ("hooks", "nnsight")
@@ -56,7 +57,8 @@ class Tracer:
                 raise ConfigError(f"--remote {remote} is for language models: a remote machine does not have the run {name}")
             self._wrapped: Any = NNsight(module)
         else:
-            self._wrapped = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
+            with reading(name):  # it makes a pipeline, which could look for more than the model and the tokenizer it is given
+                self._wrapped = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
 
     def envoy(self, path: str) -> Any:
         """nnsight's handle of a module.
