@@ -14,9 +14,11 @@ from wallprobe.cli import (
     audit,
     branches,
     calibration,
+    checks,
     claims,
     collapse,
     convert,
+    endings,
     equilibrium,
     evaluate,
     flow,
@@ -40,7 +42,6 @@ from wallprobe.cli import (
     train,
     triangulate,
 )
-from wallprobe.errors import WallprobeError
 
 COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
@@ -102,8 +103,7 @@ def build_app(names: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
 
 
 def main() -> None:
-    """Entry point: a WallprobeError becomes one line on stderr and exit code 2; an interrupt, 130."""
-    arguments = sys.argv[1:]
+    """Entry point: whatever ends a command early becomes one line on stderr and an exit code (see `endings`)."""
     usual = warnings.formatwarning
 
     def one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
@@ -111,24 +111,38 @@ def main() -> None:
         return f"wallprobe: {message}\n" if category.__name__ in TOLD else usual(message, category, filename, lineno, line)
 
     warnings.formatwarning = one_line
+    endings.forgiving()
     try:
-        if arguments and arguments[0] in COMMANDS and "--help" in arguments:
-            # Within the group, typer validates the group's own options first, with pydantic: half of the time a help page takes.
-            if arguments[0] in GROUPS:
-                inner = next((name for name in arguments[1:2] if name in GROUPS[arguments[0]]), None)
-                prog = " ".join(["wallprobe", arguments[0], *([inner] if inner else [])])
-                COMMANDS[arguments[0]](inner)(args=["--help"], prog_name=prog)
-            build_app(arguments[:1])(args=["--help"], prog_name=f"wallprobe {arguments[0]}")
-        build_app()()
-    except WallprobeError as error:
-        sys.stderr.write(f"wallprobe: {' '.join(str(error).split())}\n")
-        raise SystemExit(2) from None
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt and says nothing
-            sys.stderr.write("wallprobe: interrupted; run the same command again to go on\n")
-        raise
-    except KeyboardInterrupt:
-        sys.stderr.write("wallprobe: interrupted; run the same command again to go on\n")
-        raise SystemExit(INTERRUPTED) from None
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help page
+            error.show()  # type: ignore[attr-defined]
+            code = endings.BAD_INPUT
+        else:
+            code = endings.end(error)
+    except KeyboardInterrupt as error:
+        code = endings.end(error)
     finally:
         warnings.formatwarning = usual
+    raise SystemExit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run what is typed; the exit code."""
+    checks.refuse_empty(arguments)
+    if arguments and arguments[0] in COMMANDS and "--help" in arguments:
+        # Within the group, typer validates the group's own options first, with pydantic: half of the time a help page takes.
+        if arguments[0] in GROUPS:
+            inner = next((name for name in arguments[1:2] if name in GROUPS[arguments[0]]), None)
+            prog = " ".join(["wallprobe", arguments[0], *([inner] if inner else [])])
+            return _code(COMMANDS[arguments[0]](inner)(args=["--help"], prog_name=prog, standalone_mode=False))
+        return _code(build_app(arguments[:1])(args=["--help"], prog_name=f"wallprobe {arguments[0]}", standalone_mode=False))
+    return _code(build_app()(args=arguments, prog_name="wallprobe", standalone_mode=False))
+
+
+def _code(returned: Any) -> int:
+    """An exit code out of what typer returns: what a command returns, or the code it was left with; an interrupt is one of these."""
+    if returned == endings.INTERRUPTED:
+        raise KeyboardInterrupt
+    return returned if isinstance(returned, int) else 0

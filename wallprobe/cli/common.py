@@ -35,7 +35,8 @@ def err() -> "Console":
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=plain) + "\n")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ def lr_sweep(
 
     want, rates = sample.wanted(), diagnosing.numbers(lrs, "lrs")
     chosen = choose(estimators, reference)
+    instrument.check(rates, normalise, evaluate)
     options: dict[str, Any] = {"lrs": rates, "normalise": normalise, "evaluate": evaluate, "seed": sample.seed}
     measured = diagnosing.each(
         models,

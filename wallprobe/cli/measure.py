@@ -27,6 +27,7 @@ def measure(
 ) -> None:
     """Run an instrument by name, a plugin's too; those with a command of their own print more there."""
     from wallprobe.errors import ConfigError
+    from wallprobe.hooks.attach.prompt_texts import read_texts
     from wallprobe.hooks.registry import get_instrument, parse_options, run_instrument
 
     if instrument is None:
@@ -36,6 +37,8 @@ def measure(
     given, asked = parse_options(chosen, tuple(option or ())), (sources.prompts, sources.column, sources.limit)
     if not models:
         raise ConfigError(f"nothing to measure: wallprobe measure {instrument} MODEL...")
+    if sources.prompts is not None:
+        read_texts(*sources)
     device, measured = place.pick(), list["Result"]()
     with common.progress() as view:
         bar = view.add_task(instrument, total=len(models))

@@ -17,9 +17,9 @@ EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of bins of positions
 def mixing(
     models: options.Checkpoints,
     distances: Annotated[str | None, typer.Option(help="Commas between.", show_default="powers of two that fit")] = None,
-    query: Annotated[int | None, typer.Option(help="Index that is read.", show_default="the last")] = None,
+    query: Annotated[int | None, typer.Option(help="Index that is read.", show_default="the last", min=1)] = None,
     delta: Annotated[float, typer.Option(help="Size of the nudge over the embedding's mean norm.")] = 1e-2,
-    directions: Annotated[int, typer.Option(help="Random directions a distance.")] = 4,
+    directions: Annotated[int, typer.Option(help="Random directions a distance.", min=1)] = 4,
     *,
     sample: options.OneBatch,
     place: options.Place,

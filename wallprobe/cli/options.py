@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_origin
 
 import typer
 
+from wallprobe.cli.checks import check
+
 if TYPE_CHECKING:
     from wallprobe.hooks.attach.prompt_sets import PromptSet
     from wallprobe.hooks.attach.subjects import Wanted
@@ -91,6 +93,12 @@ class Sources:
     ] = None
     column: Annotated[str | None, typer.Option("--column", help="Column of a table that holds the prompts.")] = None
     limit: Annotated[int | None, typer.Option("--limit", help="Prompts to read at most.", min=1)] = None
+
+    def __post_init__(self) -> None:
+        if self.column is not None and self.prompts is None:
+            from wallprobe.errors import ConfigError
+
+            raise ConfigError(f"--column {self.column} is of a table that --prompts names; give that too, or leave it out")
 
     def __iter__(self) -> Iterator[Any]:
         """Prompts, column, limit."""
@@ -190,8 +198,11 @@ def unfolded(command: Callable[..., None]) -> Callable[..., None]:
         else:
             shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
+    declared = {parameter.name: parameter for parameter in shown}
+
     @wraps(command)
     def call(**given: Any) -> None:
+        check(given, declared)
         made = {name: kind(**{option: given.pop(option) for option in options}) for name, (kind, options) in folded.items()}
         command(**given, **made)
 

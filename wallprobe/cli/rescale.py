@@ -23,9 +23,13 @@ def rescale(
     place: options.Place,
 ) -> None:
     """Scale a sub-layer's output at all tokens, at sinks or elsewhere: change of loss, entropy and first choice, beside random layers."""
+    from wallprobe.errors import UnknownNameError
+    from wallprobe.hooks.gains.rescale import BRANCHES
     from wallprobe.hooks.gains.rescale import rescale as instrument
 
     wanted = None if layers is None else [int(number) for number in parse_numbers(layers, "--layers", "11,28", whole=True)]
+    if branch not in BRANCHES:
+        raise UnknownNameError(f"no sub-layer '{branch}'; there are: {', '.join(BRANCHES)}")
     factors = parse_numbers(scales, "--scales", "0,0.5,2")
     reading.measure(
         models,

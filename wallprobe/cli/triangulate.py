@@ -29,6 +29,7 @@ def triangulate(
 
     watch, want, seed = Stopwatch(), sample.wanted(), sample.seed
     chosen = instrument.choose(estimators, reference, ceiling)
+    telling.check_scope(scope)
     rows = diagnosing.each(
         models,
         "triangulate",

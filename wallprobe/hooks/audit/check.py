@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wallprobe.errors import InstrumentError, UnknownNameError
+from wallprobe.errors import InstrumentError, UnknownNameError, look_up
 from wallprobe.hooks.audit.subject import Subject
 from wallprobe.hooks.audit.wall import wall_subject
 from wallprobe.store import runs
@@ -31,7 +31,7 @@ from wallprobe.training.audit.loop import FOLDER, load_net, series
 from wallprobe.training.audit.quantities import Lens, observe
 from wallprobe.training.audit.record import Described, judged, make_result
 from wallprobe.training.audit.thresholds import Thresholds
-from wallprobe.training.estimators.protocol import Batch, CreditEstimator, make_estimator
+from wallprobe.training.estimators.protocol import Batch, CreditEstimator, make_estimator, makers
 
 
 def load_subject(source: str, root: Path | None = None, method: str | None = None) -> Subject:
@@ -46,6 +46,8 @@ def load_subject(source: str, root: Path | None = None, method: str | None = Non
         UnknownNameError: if there is no such run, module or function.
         InstrumentError: if the function fails or returns something else.
     """
+    if method is not None:
+        look_up("training method", method, makers())
     where, sign, name = source.rpartition(":")
     if not sign:
         if _is_run(source, root):

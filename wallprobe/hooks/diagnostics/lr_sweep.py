@@ -69,7 +69,7 @@ def lr_sweep(
         ConfigError: for another word, or a learning rate that is not above 0.
         InstrumentError: if the parameters were not restored.
     """
-    _check(lrs, normalise, evaluate)
+    check(lrs, normalise, evaluate)
     watch, model, batch = Stopwatch(), found.loaded.model, found.batches[0]
     grads, reasons = _gradients(found, chosen, batch, seed)
     there = batch if evaluate == "same" else found.held_out
@@ -119,7 +119,12 @@ def _losses(
     return losses
 
 
-def _check(lrs: Sequence[float], normalise: str, evaluate: str) -> None:
+def check(lrs: Sequence[float], normalise: str, evaluate: str) -> None:
+    """Refuse words and learning rates that mean nothing, before anything is computed.
+
+    Raises:
+        ConfigError: naming what was given and what is accepted.
+    """
     for word, accepted, what in ((normalise, NORMALISE, "normalisation"), (evaluate, EVALUATE, "evaluation")):
         if word not in accepted:
             raise ConfigError(f"{what} '{word}' is none of {', '.join(accepted)}")

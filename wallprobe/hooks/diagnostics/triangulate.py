@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wallprobe.errors import ConfigError, WallprobeError
+from wallprobe.errors import ConfigError, WallprobeError, look_up
 from wallprobe.hooks.attach.subjects import Subject
 from wallprobe.hooks.diagnostics.contracted import JAC, contracted
 from wallprobe.models.equilibrium import Equilibrium
 from wallprobe.training.estimators import gradients
-from wallprobe.training.estimators.protocol import Estimator, make_estimator
+from wallprobe.training.estimators.protocol import Estimator, make_estimator, makers
 
 IMPLICIT = "implicit"
 LARGE = 20_000_000  # parameters from which one direction of spsa has to do
@@ -76,6 +76,7 @@ def choose(specs: str | None, reference: str | None = None, ceiling: str | None 
 
     Raises:
         ConfigError: for roles without estimators, or as `Chosen`.
+        UnknownNameError: for an estimator that nobody has registered.
     """
     if specs is None:
         if reference is not None or ceiling is not None:
@@ -84,6 +85,8 @@ def choose(specs: str | None, reference: str | None = None, ceiling: str | None 
     names = tuple(part.strip() for part in specs.split(",") if part.strip())
     if not names:
         raise ConfigError("--estimators names none; give for instance bp,spsa")
+    for name in names:
+        look_up("estimator", name.removesuffix(JAC).partition(":")[0], makers())
     return Chosen(names, reference or names[0], ceiling)
 
 

@@ -83,14 +83,23 @@ def _reason(sums: Sums, mask: Tensor) -> str:
     return ""
 
 
+def check_scope(scope: str) -> None:
+    """Refuse a word that names no parameters.
+
+    Raises:
+        ConfigError: listing those there are.
+    """
+    if scope not in SCOPES:
+        raise ConfigError(f"scope '{scope}' is none of {', '.join(SCOPES)}")
+
+
 def report(rows: Sequence[Row], watch: Stopwatch, *, scope: str = "block", seed: int = 0) -> Result:
     """The Result of kind "triangulate": table over ckpt x estimator, cosines by group and by batch beside it.
 
     Raises:
         ConfigError: for another scope, or checkpoints measured by different estimators.
     """
-    if scope not in SCOPES:
-        raise ConfigError(f"scope '{scope}' is none of {', '.join(SCOPES)}")
+    check_scope(scope)
     chosen = rows[0].chosen
     if any(row.chosen != chosen for row in rows):
         raise ConfigError("these checkpoints are of different kinds and have different estimators; triangulate them apart")

@@ -12,7 +12,7 @@ from wallprobe.tasks.images import DATA, Images, load_images
 from wallprobe.training.audit import wall
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.audit.thresholds import Thresholds
-from wallprobe.training.estimators.nets import NETS, Net, Sizes, build_net
+from wallprobe.training.estimators.nets import BROADCASTS, NETS, Net, Sizes, build_net
 from wallprobe.training.estimators.protocol import makers
 
 STOPS = ("degenerate",)
@@ -90,6 +90,10 @@ class AuditJob:
             raise ConfigError(f"--stop-on '{self.stop}' is none of {', '.join(STOPS)}")
         if not 0.0 <= self.label_noise <= 1.0:
             raise ConfigError(f"label noise {self.label_noise:g} is no share; give 0 to 1")
+        if not self.lr > 0 or self.penalty < 0:
+            raise ConfigError(f"learning rate {self.lr:g} with penalty {self.penalty:g}: give a rate above 0 and a penalty of 0 or more")
+        if self.sizes.broadcast not in BROADCASTS:
+            raise ConfigError(f"--broadcast '{self.sizes.broadcast}' is none of {', '.join(BROADCASTS)}")
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} trains nothing; give 1 or more")

@@ -48,6 +48,9 @@ class Thresholds:
     def __post_init__(self) -> None:
         if self.growth not in GROWTHS:
             raise ConfigError(f"growth statistic '{self.growth}' is none of {', '.join(GROWTHS)}")
+        for name in ("inflation", "growth_limit", "floor", "below_share", "bias", "elasticity"):
+            if (getattr(self, name) or 0.0) < 0:
+                raise ConfigError(f"threshold {name} {getattr(self, name):g} is negative; give 0 or more")
         if self.patience < 0:
             raise ConfigError(f"patience {self.patience} is negative; give 0 or more epochs")
 

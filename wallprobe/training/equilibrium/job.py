@@ -102,6 +102,9 @@ class Recipe:
             raise ConfigError(f"snapshot at step {beyond[0]} lies outside 0..{self.steps}")
 
 
+LONGEST_NAME = 100  # characters of a run's name, which becomes a folder's
+
+
 @dataclass(frozen=True)
 class EqJob:
     """A training to make.
@@ -123,6 +126,8 @@ class EqJob:
     warm: str | None = None
 
     def __post_init__(self) -> None:
+        if len(self.name) > LONGEST_NAME:
+            raise ConfigError(f"a run's name of {len(self.name)} characters is too long; give at most {LONGEST_NAME}")
         RunName.parse(f"{self.name}@{self.seed}")
 
     @property

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from wallprobe import models
-from wallprobe.errors import CheckpointError, ConfigError
+from wallprobe.errors import CheckpointError, ConfigError, look_up
 from wallprobe.models.equilibrium import PlainEquilibrium, init
 from wallprobe.rng import generator
 from wallprobe.store import runs
@@ -32,7 +32,7 @@ from wallprobe.training.equilibrium.control import Watch, penalty, servo
 from wallprobe.training.equilibrium.estimators import Free, TwoPhase, cross_entropy
 from wallprobe.training.equilibrium.job import EqJob
 from wallprobe.training.estimators.gradients import named_grads
-from wallprobe.training.estimators.protocol import Batch, GradResult, make_estimator
+from wallprobe.training.estimators.protocol import Batch, GradResult, make_estimator, makers
 from wallprobe.training.wall.loop import CHECKPOINT, own
 
 STATE = "state.safetensors"  # of a finished run or a snapshot: what a warm start needs
@@ -291,13 +291,16 @@ def train(
         WallprobeError: for a run of another configuration, a text that cannot be had, a store that cannot be written.
     """
     source_commit()
+    check(job)
     store = root or runs.default_root()
     folder = store / job.run_name.folder
     sweep(store)
     done = finished(job, root)
     if done is not None and not force:
         return done
-    text = load_text(job.recipe.text)
+    text, warm = load_text(job.recipe.text), None
+    if job.warm is not None and not (folder / CHECKPOINT).is_file():
+        warm = _warm(job, root)
     ensure_directory(folder)
     with own(folder, wait):
         done = finished(job, root)
@@ -311,10 +314,20 @@ def train(
         if (folder / CHECKPOINT).is_file():
             trainer.unpack(folder / CHECKPOINT)
         elif job.warm is not None:
-            trainer.unpack(_warm(job, root), warm=True)
+            trainer.unpack(warm or _warm(job, root), warm=True)
         with _threads(trainer.recipe.model.d_model):
             _to_the_end(trainer, on_progress)
             return _finish(trainer)
+
+
+def check(job: EqJob) -> None:
+    """Refuse a job that nothing can train, before its folder is made.
+
+    Raises:
+        UnknownNameError: for an estimator that nobody has registered.
+    """
+    if job.fixed_point:
+        look_up("estimator", job.method, makers())
 
 
 @contextlib.contextmanager

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from wallprobe.errors import WallprobeError
 from wallprobe.store import runs
+from wallprobe.tasks.text import load_text
 from wallprobe.training.audit.campaign import POLL, begin
 from wallprobe.training.engines.sweep import share_cores
 from wallprobe.training.equilibrium.job import EqJob
-from wallprobe.training.equilibrium.loop import Progress, at, finished, train
+from wallprobe.training.equilibrium.loop import Progress, at, check, finished, train
 
 Told = Callable[[str, int, int], None]  # run, steps behind it, steps in all
 
@@ -38,6 +39,9 @@ def train_all(
     Raises:
         WallprobeError: the first that a training raised, once the others are done.
     """
+    for job in jobs:
+        check(job)
+        load_text(job.recipe.text)
     todo = [job for job in jobs if force or finished(job, root) is None]
     count = share_cores(len(todo), workers, 1)[0] if todo else 1
     if count > 1:
