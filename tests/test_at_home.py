@@ -11,9 +11,8 @@ from tests import decoys, home
 # Tests that find runs by name, the fixtures of sessions and modules among them, that ask for models of the hub, and that start processes.
 SLICE = (
     "tests/store/test_runs.py",
-    "tests/gallery/test_glossary.py",
     "tests/gallery/test_runpages.py",
-    "tests/gallery/test_store.py",
+    "tests/gallery/test_store.py::test_a_runs_page_follows_its_results",
     "tests/cli/test_gallery.py",
     "tests/cli/test_measure.py::test_what_is_no_result_is_refused",
     "tests/hooks/gains/test_measure.py::test_a_hub_id_in_the_local_cache",
