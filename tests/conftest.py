@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import tempfile
 
 import pytest
 from jaxtyping import install_import_hook
@@ -17,20 +18,19 @@ install_import_hook("wallprobe", "beartype.beartype")
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory):
     """Fixtures of sessions and modules are made in a folder of their own, not where pytest was started."""
-    start = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("elsewhere"))
-    yield
+    start, folder = os.getcwd(), tmp_path_factory.mktemp("elsewhere")
+    os.chdir(folder)
+    yield folder
     os.chdir(start)
 
 
 @pytest.fixture(autouse=True)
-def at_home(elsewhere, tmp_path_factory):
+def at_home(elsewhere):
     """Each test starts in an empty folder, leaves torch as it was, and has touched none of the user's stores and caches."""
-    outside = os.getcwd()
     before = torch_settings()
-    os.chdir(tmp_path_factory.mktemp("here"))
+    os.chdir(tempfile.mkdtemp(dir=elsewhere))
     yield
-    os.chdir(outside)
+    os.chdir(elsewhere)
     after, strays = torch_settings(), GUARD.take()
     if before and after != before:
         restore_torch(before)

@@ -72,6 +72,8 @@ class Guard:
             except (OSError, ValueError):
                 continue  # the working folder is gone, or no path
             if any(_below(path, place) for place in self._protected) and not path.startswith(self._allowed or ("\0",)):
+                if event == "os.listdir" and sys._getframe(1).f_globals.get("__name__") == "pkgutil":
+                    continue  # whoever asks for all modules there are has every folder of sys.path's looked into
                 self.strays.append(f"{event} {path}")
 
 

@@ -11,15 +11,14 @@ from tests import decoys, home
 # Tests that find runs by name, the fixtures of sessions and modules among them, that ask for models of the hub, and that start processes.
 SLICE = (
     "tests/store/test_runs.py",
-    "tests/gallery/test_glossary.py",
     "tests/gallery/test_runpages.py",
-    "tests/gallery/test_store.py",
+    "tests/gallery/test_store.py::test_a_runs_page_follows_its_results",
     "tests/cli/test_gallery.py",
     "tests/cli/test_measure.py::test_what_is_no_result_is_refused",
     "tests/hooks/gains/test_measure.py::test_a_hub_id_in_the_local_cache",
 )
 STRAYS = """
-import os, subprocess, sys
+import os, pkgutil, subprocess, sys
 from pathlib import Path
 import pytest
 import torch
@@ -44,6 +43,10 @@ def test_at_home_by_relative_paths():
     assert not list(Path().iterdir())
     Path("runs").mkdir()
     Path("results").write_text("")
+
+def test_at_home_where_all_modules_are_asked_for(monkeypatch):
+    monkeypatch.syspath_prepend(START)
+    assert list(pkgutil.iter_modules())
 
 def test_at_home_in_another_process():
     script = "import os; print(os.path.expanduser('~/.cache'), os.getcwd(), os.environ.get('WALLPROBE_RUNS'), os.environ.get('HF_HOME'))"
@@ -102,4 +105,4 @@ def test_who_strays_is_told(planted):
         "test_reads_a_token": f"Failed: touched what is not the tests': open {house / '.cache' / 'huggingface' / 'token'}",
         "test_reads_what_a_variable_named": f"Failed: touched what is not the tests': open {planted / 'elsewhere' / 'runs' / 'stray.txt'}",
     }
-    assert "8 passed" in done.stdout
+    assert "9 passed" in done.stdout
