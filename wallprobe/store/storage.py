@@ -76,6 +76,8 @@ def write_atomic(path: Path, data: bytes, store: Path | None = None, *, flush: b
         StoreError: if the disk is full or the folder unwritable; an existing file is then untouched.
     """
     root, temporary = store or path.parent, None
+    if path.exists() and not path.is_file():  # a rename would put a plain file in the place of a device or a pipe
+        raise StoreError(f"cannot write {path}: it is there and no plain file; give another path")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = stage(root, path.name)
