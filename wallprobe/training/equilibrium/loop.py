@@ -323,6 +323,7 @@ def _threads(width: int) -> Iterator[None]:
 def _warm(job: EqJob, root: Path | None) -> Path:
     """The state a job goes on from."""
     found = runs.resolve_run(str(job.warm), root)
+    found.verify()
     path = found.path / STATE
     if not path.is_file():
         raise CheckpointError(f"run {job.warm} keeps no training state ({STATE}); give an equilibrium run or a snapshot of one")
@@ -422,7 +423,7 @@ def finished(job: EqJob, root: Path | None = None) -> runs.Run | None:
     folder = (root or runs.default_root()) / job.run_name.folder
     if not (folder / runs.MANIFEST).is_file():
         return None
-    if read_json(folder / runs.MANIFEST).get("config") != job.config():
+    if runs.read_manifest(folder).get("config") != job.config():
         raise CheckpointError(f"{folder} holds another training; use --force to replace it or another --runs folder")
     return runs.open_run(folder)
 
