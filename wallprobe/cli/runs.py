@@ -1,8 +1,15 @@
 """`wallprobe runs`: what there is to measure."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
 from wallprobe.cli import common
+
+if TYPE_CHECKING:
+    from wallprobe.store.runs import Run
 
 
 def register(app: typer.Typer) -> None:
@@ -10,11 +17,17 @@ def register(app: typer.Typer) -> None:
     app.command()(runs)
 
 
-def runs(runs: common.Runs = None, json: common.Json = False) -> None:
-    """List the finished runs: those in ./runs, then the bundled ones."""
-    from wallprobe.store.runs import default_root, list_runs
+def runs(
+    check: Annotated[bool, typer.Option("--check", help="Read every run's weights too: hash, format, NaN and infinities.")] = False,
+    runs: common.Runs = None,
+    json: common.Json = False,
+) -> None:
+    """List the finished runs: those in ./runs, then the bundled ones. Damaged ones are named on stderr, a line each."""
+    from wallprobe.store.runs import default_root, survey_runs
 
-    found = list_runs(runs)
+    found, damaged = survey_runs(runs)
+    damaged += _unusable(found, whole=check)
+    listed = common.tell_damaged(damaged)
     summary = [
         {
             "name": str(run.name),
@@ -28,9 +41,28 @@ def runs(runs: common.Runs = None, json: common.Json = False) -> None:
         for run in found
     ]
     if json:
-        common.print_json({"kind": "runs", "summary": summary, "values": [], "manifest": {"store": str(runs or default_root())}})
+        told = {"kind": "runs", "summary": summary, "values": [], "manifest": {"store": str(runs or default_root())}, "damaged": listed}
+        common.print_json(told)
         return
+    _print(found, summary)
+
+
+def _unusable(found: "Sequence[Run]", *, whole: bool) -> list[tuple[Path, str]]:
+    """Listed runs whose weights nothing can be measured on; only their size is looked at unless asked for the whole."""
+    from wallprobe.errors import CheckpointError
+
+    faults = []
+    for run in found:
+        try:
+            run.verify() if whole else run.check_size()
+        except CheckpointError as error:
+            faults.append((run.path, str(error)))
+    return faults
+
+
+def _print(found: "Sequence[Run]", summary: "Sequence[dict[str, Any]]") -> None:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Runs", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -39,8 +71,10 @@ def runs(runs: common.Runs = None, json: common.Json = False) -> None:
     for run, row in zip(found, summary, strict=True):
         # A run of text has a training method and a kind of model in the place of a condition.
         text = {"signal": run.manifest.get("method", "-"), "route": run.kind}
-        condition = run.manifest["config"].get("condition", text)
-        minutes, where = f"{run.manifest['wall_time_s'] / 60:.1f}", "bundled" if run.bundled else str(run.path)
-        told = (condition["signal"], condition["route"], row["preset"], row["steps"], minutes, run.manifest["weight_hash"][:8], where)
-        table.add_row(str(run.name), *map(str, told))
+        condition = run.manifest.get("config", {}).get("condition", text)
+        seconds, where = run.manifest.get("wall_time_s"), "bundled" if run.bundled else str(run.path)
+        minutes = "-" if seconds is None else f"{seconds / 60:.1f}"
+        signal, route = condition.get("signal", "-"), condition.get("route", "-")
+        told = (signal, route, row["preset"], row["steps"], minutes, run.manifest["weight_hash"][:8], where)
+        table.add_row(str(run.name), *(escape(common.one_line(cell)) for cell in told))
     common.out().print(table)

@@ -126,6 +126,27 @@ class RunManifest(Part):
     teacher: dict[str, Any] | None = None
 
 
+class Evaluated(Part):
+    """An entry of an equilibrium training's log; null is what was not finite."""
+
+    step: int
+    val: float | None
+    val_raw: float | None
+
+
+class TrainedManifest(Part):
+    """What an experiment reads of an equilibrium training beside `RunManifest`."""
+
+    method: Word
+    status: Word
+    best_val: Finite | None
+    best_step: Annotated[int, Field(ge=-1)]
+    lam: Finite | None
+    log: Annotated[list[Evaluated], Field(min_length=1)]
+    series: dict[str, list[float | None]]
+    residuals: dict[str, Any]
+
+
 class AuditManifest(Part):
     """manifest.json of an audited training."""
 

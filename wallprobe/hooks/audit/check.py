@@ -23,9 +23,9 @@ from wallprobe.hooks.audit.subject import Subject
 from wallprobe.hooks.audit.wall import wall_subject
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance
+from wallprobe.store.reading import entries, is_there
 from wallprobe.store.results import Result
-from wallprobe.store.storage import read_json
-from wallprobe.training.audit.campaign import job_from
+from wallprobe.training.audit.campaign import job_in
 from wallprobe.training.audit.diagnostics import Series, Thresholds
 from wallprobe.training.audit.loop import FOLDER, load_net, series
 from wallprobe.training.audit.quantities import Lens, observe

@@ -15,6 +15,7 @@ from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
 from wallprobe.store.storage import sha256_file
+from wallprobe.store.weights import check_finite_file, load_finite
 
 CELLS = {
     "attn_gain": "gain of attention, all tokens",
@@ -130,7 +131,9 @@ def _last_step(run: runs.Run) -> int:
     """
     steps = run.manifest.get("steps")
     if steps is None:
-        raise CheckpointError(f"{run.path / runs.MANIFEST} does not tell the run's steps; train it again: wallprobe train {run.name} --force")
+        raise CheckpointError(
+            f"{run.path / runs.MANIFEST} does not tell the run's steps; train it again: wallprobe train {run.name} --force"
+        )
     return int(steps)
 
 

@@ -25,7 +25,8 @@ from wallprobe.rng import generator
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
 from wallprobe.store.results import Result, load_result
-from wallprobe.store.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
+from wallprobe.store.storage import ensure_directory, sha256_file, write_atomic, write_json
+from wallprobe.store.weights import load_finite
 from wallprobe.tasks.images import Images
 from wallprobe.training.audit.diagnostics import Series, should_stop
 from wallprobe.training.audit.job import EARLY, AuditJob

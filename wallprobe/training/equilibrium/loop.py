@@ -20,13 +20,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from wallprobe import models
-from wallprobe.errors import CheckpointError, ConfigError
+from wallprobe.errors import CheckpointError, ConfigError, StoreError
 from wallprobe.models.equilibrium import PlainEquilibrium, init
 from wallprobe.rng import generator
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
 from wallprobe.store.results import plain
-from wallprobe.store.storage import ensure_directory, read_json, sha256_file, write_atomic, write_json
+from wallprobe.store.storage import ensure_directory, sha256_file, write_atomic, write_json
 from wallprobe.tasks.text import Text, load_text
 from wallprobe.training.equilibrium.control import Watch, penalty, servo
 from wallprobe.training.equilibrium.estimators import Free, TwoPhase, cross_entropy
@@ -420,12 +420,19 @@ def finished(job: EqJob, root: Path | None = None) -> runs.Run | None:
     Raises:
         CheckpointError: if a run of that name is of another configuration, or damaged.
     """
+    from wallprobe.store import schema
+
     folder = (root or runs.default_root()) / job.run_name.folder
     if not (folder / runs.MANIFEST).is_file():
         return None
     if runs.read_manifest(folder).get("config") != job.config():
         raise CheckpointError(f"{folder} holds another training; use --force to replace it or another --runs folder")
-    return runs.open_run(folder)
+    run = runs.open_run(folder)
+    try:
+        schema.check(schema.TrainedManifest, run.manifest)
+    except StoreError as error:
+        raise CheckpointError(f"{folder / runs.MANIFEST} does not tell how it was trained ({error}); use --force to replace it") from error
+    return run
 
 
 def at(job: EqJob, root: Path | None = None) -> int:
