@@ -71,6 +71,7 @@ def show(
 
     result = record.make_result(area, measurements, verdicts)
     stored = result.save(results)
+    common.tell_damaged(measurements.lost())
     shown = [item for item in verdicts if wanted in (None, item.verdict)]
     if json:
         told = result.to_json()

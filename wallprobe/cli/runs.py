@@ -51,13 +51,14 @@ def _unusable(found: "Sequence[Run]", *, whole: bool) -> list[tuple[Path, str]]:
     """Listed runs whose weights nothing can be measured on; only their size is looked at unless asked for the whole."""
     from wallprobe.errors import CheckpointError
 
-    faults = []
-    for run in found:
+    def fault(run: "Run") -> str:
         try:
             run.verify() if whole else run.check_size()
         except CheckpointError as error:
-            faults.append((run.path, str(error)))
-    return faults
+            return str(error)
+        return ""
+
+    return [(run.path, why) for run in found if (why := fault(run))]
 
 
 def _print(found: "Sequence[Run]", summary: "Sequence[dict[str, Any]]") -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from wallprobe.errors import CheckpointError, WallprobeError
 from wallprobe.store import runs
-from wallprobe.store.results import Result, load_result
 from wallprobe.store.reading import entries, is_folder, is_there, told
+from wallprobe.store.results import Result, load_result
 from wallprobe.tasks.images import Images, load_images
 from wallprobe.training.audit.diagnostics import Thresholds
 from wallprobe.training.audit.job import AuditJob, make_job
@@ -69,8 +69,8 @@ def job_from(config: Mapping[str, Any]) -> AuditJob:
     return AuditJob(**given)
 
 
-def stored(root: Path | None = None) -> tuple[list[tuple[AuditJob, Result]], list[str]]:
-    """Every finished audit in a run store, and the damaged ones in words."""
+def stored(root: Path | None = None) -> tuple[list[tuple[AuditJob, Result]], list[tuple[str, str]]]:
+    """Every finished audit in a run store, and the damaged ones with what is wrong."""
     folder = (root or runs.default_root()) / FOLDER
     found, damaged = [], []
     for path in entries(folder):
@@ -79,7 +79,7 @@ def stored(root: Path | None = None) -> tuple[list[tuple[AuditJob, Result]], lis
         try:
             found.append((job_in(path), load_result(path / AUDIT)))
         except WallprobeError as error:
-            damaged.append(f"{path.name}: {error}")
+            damaged.append((str(path), str(error)))
     return found, damaged
 
 
