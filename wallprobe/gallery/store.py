@@ -53,9 +53,8 @@ def code() -> str:
     """A hash of everything that shapes a page beside the Result: this package's files, and the plugins that there are."""
     here = Path(__file__).parent
     files = sorted(path for path in here.rglob("*") if path.is_file() and path.suffix in (".py", ".html", ".css", ".js"))
-    digest = hashlib.sha256(
-        content([*files, *(here.parent / "store" / name for name in ("results.py", "schema.py", "reading.py"))]).encode()
-    )
+    shared = [here.parent / "store" / name for name in ("results.py", "schema.py", "reading.py")]
+    digest = hashlib.sha256(content([*files, *shared]).encode())
     for entry in sorted(metadata.entry_points(group="wallprobe.exhibits"), key=lambda entry: (entry.name, entry.value)):
         owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else ""
         digest.update(f"{entry.name} {entry.value} {owner};".encode())

@@ -21,9 +21,11 @@ from wallprobe.models.loaded import Loaded, Plain, hook_name, quiet
 from wallprobe.models.sizes import SIZES, count
 from wallprobe.models.sources import check_complete, first_line, hash_files, refuse_encoder, unreachable
 from wallprobe.store import runs
+from wallprobe.store.weights import check_finite
 
 # Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
 RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
+REFETCH = "fetch or convert it again"
 OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
 
 
@@ -109,6 +111,7 @@ def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: 
             raise CheckpointError(f"{source} cannot be loaded as a causal language model: {first_line(error)}") from error
         refuse_encoder(source, model.config)
         check_complete(source, loading)
+        check_finite(model.named_parameters(), source, REFETCH)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:
@@ -196,6 +199,7 @@ def _load_hub(source: str, device: str) -> Loaded:
             options: dict[str, Any] = {"revision": revision} if revision else {}
             if repository in OFFICIAL_MODEL_NAMES:
                 model: Any = HookedTransformer.from_pretrained_no_processing(repository, device=device, dtype=torch.float32, **options)
+                check_finite(model.named_parameters(), source, REFETCH)
                 tokenizer = model.tokenizer
             else:
                 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -205,6 +209,7 @@ def _load_hub(source: str, device: str) -> Loaded:
                 raw, loading = reader.from_pretrained(repository, **RAW, **options, output_loading_info=True)
                 refuse_encoder(source, raw.config)
                 check_complete(source, loading)
+                check_finite(raw.named_parameters(), source, REFETCH)
                 model = _bridge(source, repository, raw, tokenizer, device)
     except CheckpointError:
         raise

@@ -131,9 +131,7 @@ def _last_step(run: runs.Run) -> int:
     """
     steps = run.manifest.get("steps")
     if steps is None:
-        raise CheckpointError(
-            f"{run.path / runs.MANIFEST} does not tell the run's steps; train it again: wallprobe train {run.name} --force"
-        )
+        raise CheckpointError(f"{run.path / runs.MANIFEST} tells no steps; train it again: wallprobe train {run.name} --force")
     return int(steps)
 
 
