@@ -4,6 +4,7 @@ Imported when the first record is read, and not before: pydantic takes 0.1 s. Ty
 that decides a size, a seed or a shape has a range, and none is NaN or infinite.
 """
 
+import re
 import reprlib
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ from wallprobe.errors import StoreError
 
 Made = TypeVar("Made", bound=BaseModel)
 SAID = 3  # faults told of one record
+AN_OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")  # pydantic's words for what JSON calls so
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=200)]
 Word = Annotated[str, Field(pattern=r"^\P{Cc}+$", max_length=300)]  # told on one line
@@ -196,6 +198,6 @@ def _fault(fault: dict[str, Any]) -> str:
     place = ".".join(str(part)[:40] for part in fault["loc"])
     if fault["type"] == "missing":
         return f"{place} is missing"
-    message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    message = AN_OBJECT.sub("an object", str(fault["msg"])).removeprefix("Value error, ").removeprefix("Input ")
     given = "" if fault["type"] == "value_error" else f", and is {' '.join(reprlib.repr(fault['input']).split())}"
     return f"{place or 'it'} {message}{given}" if given else f"{place}: {message}"
