@@ -160,7 +160,7 @@ def unfinite(write_run, tmp_path):
 ON_A_RUN = {
     "train": ("c4", "--preset", "tiny", "--compile", "off"),  # c3 is its teacher
     "eval": ("c0@7",),
-    "interchange": ("--src", "c0@8", "--dst", "c0@7"),
+    "interchange": ("--src", "c0@8", "--dst", "c0@7", "--layer", "0"),
     "readout": ("c0@8:c0@7",),
     "ablate": ("c0@7",),
     "rescue": ("c0@7",),

@@ -290,6 +290,8 @@ def train(
     if done is not None and not force:
         return done
     text = load_text(job.recipe.text)
+    if job.warm is not None and not (folder / CHECKPOINT).is_file():
+        _warm(job, root)  # refused, if it is, before a folder is made
     ensure_directory(folder)
     with own(folder, wait):
         done = finished(job, root)
