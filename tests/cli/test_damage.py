@@ -57,14 +57,12 @@ def wrecked(write_run, tmp_path):
 LISTINGS = (
     ("runs",),
     ("runs", "--json"),
-    ("claims", "wall"),
     ("claims", "wall", "--json"),
     ("claims", "wall", "--preset", "tiny", "--markdown"),
-    ("claims", "gains"),
+    pytest.param(("claims", "gains"), marks=pytest.mark.slow),
     ("claims", "equilibrium"),
-    ("gallery", "build"),
     ("gallery", "build", "--json"),
-    ("gallery", "build", "--single-file"),
+    pytest.param(("gallery", "build", "--single-file"), marks=pytest.mark.slow),
     ("gallery", "export"),
     ("scaling", "a", "b", "c"),
     ("eval", "c0@77"),
@@ -107,7 +105,7 @@ def test_scaling_names_the_damaged_beside_its_fit(invoke, tmp_path):
     refused(invoke, tmp_path, "scaling", "sound-0", "sound-1", str(folder))
 
 
-@pytest.mark.parametrize("kind", [*damage.FILES])
+@pytest.mark.parametrize("kind", damage.some(damage.FILES, 3))
 @pytest.mark.parametrize("part", ["manifest.json", "weights.safetensors"])
 def test_a_damaged_run_asked_for_by_name_is_one_line(invoke, tmp_path, write_run, part, kind):
     write_run(tmp_path / "runs", "c0", lean.init_params(SHAPE, 1), SHAPE)  # shadows the bundled one, damaged or not
@@ -120,7 +118,7 @@ def test_a_damaged_run_asked_for_by_name_is_one_line(invoke, tmp_path, write_run
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("kind", [kind for kind in damage.FILES if kind not in ("pipe", "folder")])
+@pytest.mark.parametrize("kind", damage.some({kind: None for kind in damage.FILES if kind not in ("pipe", "folder")}, 3))
 def test_a_damaged_checkpoint_is_one_line(invoke, tmp_path, kind):
     from wallprobe.training.wall.loop import CHECKPOINT
 
@@ -219,7 +217,7 @@ def test_runs_checks_weights_when_asked_and_the_gallery_keeps_the_page(invoke, u
     assert (unfinite / "gallery" / "runs" / "c0@7.html").is_file()
 
 
-@pytest.mark.parametrize("kind", [*damage.FILES, "not finite"])
+@pytest.mark.parametrize("kind", ["not finite", *damage.some(damage.FILES, 4)])
 def test_a_damaged_snapshot_is_one_line_before_anything_is_measured(invoke, tmp_path, write_run, kind):
     run = write_run(tmp_path / "runs", "c0@7", lean.init_params(SHAPE, 1), SHAPE)
     damage.edit("manifest.json", steps=4)(run.path)

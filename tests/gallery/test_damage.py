@@ -44,7 +44,7 @@ def holds(served: tuple[Gallery, list[str]], name: str, site: Path) -> None:
     assert gallery.site.pages == 1
 
 
-@pytest.mark.parametrize("kind", damage.RESULTS)
+@pytest.mark.parametrize("kind", damage.some(damage.RESULTS, 5))
 def test_serving_survives_a_damaged_result(served: Any, samples: ModuleType, tmp_path: Path, kind: str) -> None:
     made = samples.gains("lost", layers=4).save(tmp_path / "aside")
     damage.RESULTS[kind](made)
@@ -52,7 +52,7 @@ def test_serving_survives_a_damaged_result(served: Any, samples: ModuleType, tmp
     holds(served, made.name, tmp_path / "site")
 
 
-@pytest.mark.parametrize("kind", damage.RUNS)
+@pytest.mark.parametrize("kind", damage.some(damage.RUNS, 5))
 def test_serving_survives_a_damaged_run(served: Any, write_run: Callable[..., Any], tmp_path: Path, kind: str) -> None:
     from wallprobe.training.wall import lean
 
@@ -86,9 +86,7 @@ def test_a_build_that_fails_is_told_once_and_the_last_pages_are_served(samples: 
     assert all(line.startswith("the pages could not be built again") for line in said)
 
 
-@pytest.mark.parametrize(
-    "path", ["//[", "/" + "a" * 5000 + ".html", "/loop.html", "/results/\ud83d.html".encode(errors="replace").decode()]
-)
+@pytest.mark.parametrize("path", ["//[", "/" + "a" * 5000 + ".html", "/loop.html", "/results/%00.html"])
 def test_an_address_that_no_file_can_have(served: Any, tmp_path: Path, path: str) -> None:
     gallery, _ = served
     (tmp_path / "site" / "loop.html").symlink_to("loop.html")
@@ -128,17 +126,16 @@ def test_an_endless_exhibit_of_itself_is_a_recursion_error_of_one_page(samples: 
 
 
 @pytest.mark.parametrize("field", ["stamps", "digest", "card", "reason", "files"])
-@pytest.mark.parametrize("value", [None, [], {}, "x", 7, {"kind": 3}, {"a": {"b": []}}], ids=repr)
-def test_no_memory_of_a_build_can_stop_the_next(samples: ModuleType, tmp_path: Path, field: str, value: object) -> None:
+def test_no_memory_of_a_build_can_stop_the_next(samples: ModuleType, tmp_path: Path, field: str) -> None:
     root, out = tmp_path / "results", tmp_path / "site"
     samples.evaluation().save(root)
     build_site(root, out)
     told = json.loads((out / store.MEMORY).read_text())
     (known,) = told["known"].values()
-    known[field] = value
-    (out / store.MEMORY).write_text(json.dumps(told))
-    made = build_site(root, out)
-    assert (made.index.is_file(), made.pages + made.damaged) == (True, 1)
+    for value in (None, [], {}, "x", 7, {"kind": 3}, {"a": {"b": []}}):
+        (out / store.MEMORY).write_text(json.dumps(told | {"known": {name: known | {field: value} for name in told["known"]}}))
+        made = build_site(root, out)
+        assert (made.index.is_file(), made.pages + made.damaged) == (True, 1)
 
 
 def test_values_that_are_not_finite_get_a_page_and_a_card(samples: ModuleType, tmp_path: Path) -> None:

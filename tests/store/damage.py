@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 MISSING = object()
 
 
@@ -184,3 +186,8 @@ RESULTS: dict[str, Callable[[Path], None]] = {
     "deep": whole("result.json", "[" * 100_000 + "]" * 100_000),
     "a list": whole("result.json", "[]"),
 }
+
+
+def some(kinds: dict[str, Any], every: int) -> list[Any]:
+    """Each of them as a parameter, all but every so many left to the slow form."""
+    return [pytest.param(kind, marks=() if place % every == 0 else pytest.mark.slow) for place, kind in enumerate(kinds)]

@@ -1,7 +1,7 @@
 """What decides a training's bytes: condition, recipe, seed, task, and the network it learns from, if any."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
