@@ -45,7 +45,7 @@ def check_finite_file(path: Path, whose: str, remedy: str) -> None:
     """
     from safetensors import safe_open
 
-    with _readable(path, remedy), safe_open(path, framework="pt") as handle:
+    with _readable(path, whose, remedy), safe_open(path, framework="pt") as handle:
         check_finite(((name, handle.get_tensor(name)) for name in handle.keys()), whose, remedy)  # noqa: SIM118
 
 
@@ -57,14 +57,14 @@ def load_finite(path: Path, whose: str, remedy: str) -> "dict[str, Tensor]":
     """
     from safetensors.torch import load_file
 
-    with _readable(path, remedy):
+    with _readable(path, whose, remedy):
         loaded = dict(load_file(path))
     check_finite(loaded.items(), whose, remedy)
     return loaded
 
 
 @contextlib.contextmanager
-def _readable(path: Path, remedy: str) -> Iterator[None]:
+def _readable(path: Path, whose: str, remedy: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
@@ -72,4 +72,4 @@ def _readable(path: Path, remedy: str) -> Iterator[None]:
         yield
     except (StoreError, SafetensorError, OSError, ValueError, KeyError, MemoryError, RuntimeError) as error:
         why = error if isinstance(error, StoreError) else told(error)
-        raise CheckpointError(f"{path} is not a safetensors file ({why}); {remedy}") from error
+        raise CheckpointError(f"{path} is not a safetensors file of {whose} ({why}); {remedy}") from error

@@ -145,6 +145,8 @@ def load_step(source: str, step: int, root: Path | None, device: str) -> models.
     if step == _last_step(run):
         return models.load_run(run, device)
     path, shape = runs.snapshot_path(run.path, step), run.manifest["shape"]
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no snapshot of run {run.name}; train it again with --snapshot-every")
     state = load_finite(path, f"snapshot {path.name} of run {run.name}", "train it again")
     try:
         model = models.build(shape, state, device)
