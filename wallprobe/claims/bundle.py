@@ -41,7 +41,8 @@ def pack_all(root: Path, preset: str, target: Path = BUNDLE) -> list[Path]:
     """
     measurements = read_measurements(preset, root, bundled=False)
     if not measurements.sources:
-        left_out = "".join(f"; left out: {line}" for line in measurements.left_out)
+        lost = [*measurements.left_out, *(f"{name}: {why}" for name, why in measurements.lost())]
+        left_out = "".join(f"; left out: {line}" for line in lost)
         raise ConfigError(f"{root} holds no run of preset {preset}; train one: wallprobe reproduce wall --runs {root}{left_out}")
     packed = {target / preset / f"{source.name.folder}.json": pack(source, measurements) for source in measurements.sources.values()}
     for path, data in packed.items():

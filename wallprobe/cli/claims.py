@@ -65,6 +65,7 @@ def show(
 
     result = record.make_result(area, measurements, verdicts)
     stored = result.save(stores.results)
+    common.tell_damaged(measurements.lost())
     shown = [item for item in verdicts if wanted in (None, item.verdict)]
     if stores.json:
         told = result.to_json()

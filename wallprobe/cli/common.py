@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,19 @@ def err() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def tell_damaged(found: "Iterable[tuple[object, str]]") -> list[dict[str, str]]:
+    """Name what is left out, a line each on stderr; the same as JSON values."""
+    listed = [{"name": one_line(name), "why": one_line(why)} for name, why in found]
+    for item in listed:
+        sys.stderr.write(f"wallprobe: left out, damaged: {item['name']}: {item['why']}\n")
+    return listed
+
+
+def one_line(text: object) -> str:
+    """A text that stays on one line and can be printed, wherever it comes from."""
+    return " ".join(str(text).split()).encode(errors="backslashreplace").decode()
 
 
 def print_json(value: Any) -> None:

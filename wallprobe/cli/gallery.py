@@ -33,7 +33,7 @@ def build(
         from wallprobe.gallery.single import write_single
 
         target = FILE if out == FOLDER else out
-        site = write_single(results, target, runs=_runs(runs))
+        site = write_single(results, target, **_runs(runs))
     else:
         site = _site(out, results, runs)
     _told(site, json)
@@ -56,7 +56,7 @@ def serve(
     """Serve the pages to this machine alone, and reload them as results arrive. Ends with Ctrl-C."""
     from wallprobe.gallery.server import Gallery
 
-    with Gallery(lambda: _site(out, results, runs), out, port) as served:
+    with Gallery(lambda: _site(out, results, runs), out, port, _say) as served:
         common.out().print(f"{served.url}  (Ctrl-C ends it)", soft_wrap=True, markup=False)
         if show:
             _show(served.url)
@@ -72,7 +72,7 @@ def export(
     """Write everything into one zip that opens anywhere: unpack it, open index.html."""
     from wallprobe.gallery.single import write_zip
 
-    _told(write_zip(results, out, runs=_runs(runs)), json)
+    _told(write_zip(results, out, **_runs(runs)), json)
 
 
 def compare(
@@ -90,7 +90,7 @@ def compare(
     from wallprobe.errors import UnknownNameError
     from wallprobe.gallery.build import COMPARE, page_stem
     from wallprobe.gallery.store import folders
-    from wallprobe.store.results import default_root
+    from wallprobe.store.results import default_root, load_result
 
     there = [path.name for path in folders(results or default_root())]
     chosen = []
@@ -99,8 +99,10 @@ def compare(
         if len(found) != 1:
             known = ", ".join(found or there) or "none"
             raise UnknownNameError(f"'{name}' names {len(found)} results in {results or default_root()}; there are: {known}")
+        load_result((results or default_root()) / found[0])  # a damaged one is told, not compared
         chosen.append(page_stem(found[0]))
     site = _site(out, results, runs)
+    common.tell_damaged(site.reasons)
     address = f"{(site.index.resolve().parent / COMPARE).as_uri()}#{'&'.join(quote(stem, safe='') for stem in chosen)}"
     common.out().print(address, soft_wrap=True, markup=False)
     if show:
@@ -127,24 +129,34 @@ def group(only: str | None = None) -> typer.Typer:
     return common.group(COMMANDS, only, help=told, cls=BuildUnlessTold)
 
 
-def _runs(root: Path | None) -> "list[Any]":
-    from wallprobe.store.runs import list_runs
+def _runs(root: Path | None) -> dict[str, Any]:
+    """The runs of a store as `build_site` takes them."""
+    from wallprobe.store.runs import survey_runs
 
-    return list_runs(root)
+    sound, damaged = survey_runs(root)
+    return {"runs": sound, "damaged_runs": damaged}
+
+
+def _say(line: str) -> None:
+    import sys
+
+    sys.stderr.write(f"wallprobe: {common.one_line(line)}\n")
+    sys.stderr.flush()
 
 
 def _site(out: Path, results: Path | None, runs: Path | None) -> "Site":
     from wallprobe.gallery import build_site
 
-    return build_site(results, out, runs=_runs(runs))
+    return build_site(results, out, **_runs(runs))
 
 
 def _told(site: "Site", json: bool) -> None:
     from wallprobe.gallery.build import EMPTY_HINT
 
+    listed = common.tell_damaged(site.reasons)
     if json:
         summary = {"index": str(site.index), "pages": site.pages, "damaged": site.damaged, "runs": site.runs, "rendered": site.rendered}
-        common.print_json({"kind": "gallery", "summary": summary, "values": [], "manifest": {}})
+        common.print_json({"kind": "gallery", "summary": summary, "values": [], "manifest": {}, "damaged": listed})
         return
     said = f"{site.pages} result page{'' if site.pages == 1 else 's'}"
     said += f", {site.runs} run page{'' if site.runs == 1 else 's'}" if site.runs else ""

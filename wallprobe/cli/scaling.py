@@ -37,6 +37,8 @@ def scaling(
     """Fit gain = c x parameters^alpha, with every interval that says how far to believe it, and extrapolate."""
     from wallprobe.errors import ConfigError
     from wallprobe.hooks.gains import scaling as law
+    from wallprobe.store.reading import is_there
+    from wallprobe.store.results import RECORD, list_results
 
     if published == bool(measured):
         raise ConfigError("give either stored gains (wallprobe scaling RESULT RESULT RESULT) or --published, not both and not neither")
@@ -49,6 +51,8 @@ def scaling(
         result = law.scaling(law.published_points(), source="published", targets=targets, seed=seed)
     else:
         found = [find(name, results, "flow" if efficiency else "gains") for name in measured or []]
+        if not all(is_there(Path(name) / RECORD) for name in measured or []):
+            common.tell_damaged(list_results(results)[1])
         result = law.scaling(law.points_of(found, quantity), quantity=quantity, targets=targets, seed=seed)
     folder = result.save(results)
     if json:
@@ -64,17 +68,19 @@ def find(name: str, results: Path | None, kind: str = "gains") -> "Result":
         UnknownNameError: if there is none.
     """
     from wallprobe.errors import UnknownNameError
+    from wallprobe.store.reading import is_there
     from wallprobe.store.results import RECORD, default_root, list_results, load_result
 
-    if (Path(name) / RECORD).is_file():
+    if is_there(Path(name) / RECORD):
         return load_result(Path(name))
-    sound, _ = list_results(results)
+    sound, damaged = list_results(results)
     kept = [result for _, result in sound if result.kind == kind]
     fitting = [result for result in kept if name in (result.summary.get("model"), result.manifest.get("subject"))]
     if not fitting:
         known = ", ".join(sorted({str(result.manifest.get("subject")) for result in kept})[:8]) or "none"
         where = results or default_root()
-        raise UnknownNameError(f"no {kind} of '{name}' in {where}; measured there: {known}; make them: wallprobe {kind} {name}")
+        lost = f" (and damaged: {', '.join(path.name for path, _ in damaged)})" if damaged else ""
+        raise UnknownNameError(f"no {kind} of '{name}' in {where}; measured there: {known}{lost}; make them: wallprobe {kind} {name}")
     return max(fitting, key=lambda result: str(result.manifest.get("created")))
 
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wallprobe.errors import StoreError, WallprobeError
+from wallprobe.errors import StoreError
 from wallprobe.gallery import assets, cards, facets, glossary, store
 from wallprobe.gallery.cards import EMPTY_HINT
 from wallprobe.gallery.exhibit import Exhibit
 from wallprobe.gallery.store import Known
 from wallprobe.plugins import load_group
+from wallprobe.store.reading import told
 from wallprobe.store.storage import ensure_directory, read_json, write_atomic, write_json
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["EMPTY_HINT", "Site", "build", "build_site"]
 
 Maker = Callable[["Result"], Exhibit]
+_ANYTHING = (Exception, SystemExit)  # what foreign code may end with, short of an interrupt
 INDEX, COMPARE, FOLDER, RUNS, DATA, WRITTEN = "index.html", "compare.html", "results", "runs", "data", ".wallprobe-gallery.json"
 
 
@@ -41,6 +43,7 @@ class Site:
         runs: how many runs have one.
         rendered: how many pages were made anew; the others stood.
         changed: whether any file was written or removed.
+        reasons: name and reason of each damaged one, as the index lists them.
     """
 
     index: Path
@@ -49,6 +52,7 @@ class Site:
     runs: int = 0
     rendered: int = 0
     changed: bool = False
+    reasons: tuple[tuple[str, str], ...] = ()
 
 
 def build(results_root: Path | None, out: Path, *, exhibits: Mapping[str, Maker] | None = None) -> Path:
@@ -60,7 +64,14 @@ def build(results_root: Path | None, out: Path, *, exhibits: Mapping[str, Maker]
     return build_site(results_root, out, exhibits=exhibits).index
 
 
-def build_site(results_root: Path | None, out: Path, *, exhibits: Mapping[str, Maker] | None = None, runs: "Sequence[Run]" = ()) -> Site:
+def build_site(
+    results_root: Path | None,
+    out: Path,
+    *,
+    exhibits: Mapping[str, Maker] | None = None,
+    runs: "Sequence[Run]" = (),
+    damaged_runs: Sequence[tuple[Path, str]] = (),
+) -> Site:
     """Render every Result in a store into static pages that open from file:// without a network.
 
     The same store gives the same bytes. Pages of Results that are gone since the last build are removed; nothing else is.
@@ -70,22 +81,43 @@ def build_site(results_root: Path | None, out: Path, *, exhibits: Mapping[str, M
         out: folder for the pages, made when missing.
         exhibits: kind -> maker; by default the entry points `wallprobe.exhibits`. Given ones are asked anew each time.
         runs: runs that get a page each.
+        damaged_runs: those that cannot, each with what is wrong; they are listed.
 
     Raises:
-        StoreError: if `out` cannot be written.
+        StoreError: if `out` cannot be written, or the store not listed.
     """
     ensure_directory(out)
+    lost = [(f"run {path.name}", reason.replace(str(path), path.name)) for path, reason in damaged_runs]
     fingerprint = hashlib.sha256(f"{store.code()} {sorted(run.name.folder for run in runs)}".encode()).hexdigest()
     known = store.remembered(out, fingerprint) if exhibits is None else {}
+    try:
+        return _build(results_root, out, fingerprint, known, exhibits, runs, lost)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        if not known:
+            raise
+        # Whatever the memory of the last build has become, a build without it needs none.
+        return _build(results_root, out, fingerprint, {}, exhibits, runs, lost)
+
+
+def _build(
+    results_root: Path | None,
+    out: Path,
+    fingerprint: str,
+    known: Mapping[str, Known],
+    exhibits: Mapping[str, Maker] | None,
+    runs: "Sequence[Run]",
+    lost: Sequence[tuple[str, str]],
+) -> Site:
     work = _Work(out, exhibits, known, {run.name.folder: page_stem(run.name.folder) for run in runs})
     root = results_root or Path(os.environ.get("WALLPROBE_RESULTS", "results"))
     found = {path: work.result(path) for path in store.folders(root)}
     for run in runs:
         work.run(run, found)
     made = [item.card for item in work.now.values() if item.card is not None]
-    damaged = sorted((name.split("/", 1)[1], item.reason) for name, item in work.now.items() if item.card is None)
+    damaged = sorted([*lost, *((name.split("/", 1)[1], item.reason) for name, item in work.now.items() if item.card is None)])
+    damaged = [(_printable(name), _printable(reason)) for name, reason in damaged]
     files = work.files | {f"assets/{name}": data for name, data in assets.files().items()}
-    index = cards.index_page(made, [(_printable(name), reason) for name, reason in damaged], set(work.runs))
+    index = cards.index_page(made, damaged, set(work.runs))
     files |= {INDEX: _bytes(index), COMPARE: _bytes(cards.compare_page(made)), glossary.PAGE: _bytes(cards.glossary_page())}
     kept = {name for item in work.now.values() for name in item.files} | {f"assets/{name}" for name in assets.NAMES}
     changed = _write(out, files, kept)
@@ -93,7 +125,8 @@ def build_site(results_root: Path | None, out: Path, *, exhibits: Mapping[str, M
         item.files.update({name: store.stamp(out / name) for name in item.files})
     if exhibits is None and (changed or work.now != known):
         write_atomic(out / store.MEMORY, store.memory_bytes(fingerprint, work.now), flush=False)
-    return Site(out / INDEX, sum(card["kind"] != "run" for card in made), len(damaged), len(runs), work.rendered, changed)
+    pages = sum(card["kind"] != "run" for card in made)
+    return Site(out / INDEX, pages, len(damaged), len(runs), work.rendered, changed, tuple(damaged))
 
 
 @dataclass
@@ -149,7 +182,7 @@ class _Work:
 
         try:
             result = load_result(path)
-        except (WallprobeError, OSError, ValueError) as error:
+        except StoreError as error:
             # Pages are shown to others: they name the Result, not where on this machine it lies.
             return None, str(error).replace(str(path), path.name), {}
         stem = page_stem(path.name)
@@ -162,9 +195,9 @@ class _Work:
             data["title"] = exhibit.title
             record, table = (path / RECORD).read_bytes(), longtable.as_csv(longtable.columns(result))
             card = cards.of_result(result, exhibit, stem, bool(data["variables"]))
-        except Exception as error:
+        except _ANYTHING as error:
             # Arrays that no page can show: the Result is named, the others still get their pages.
-            return None, f"it could not be shown: {error!r}", {}
+            return None, f"it could not be shown: {told(error)}", {}
         here = f"{FOLDER}/{stem}"
         files = {f"{here}.html": _bytes(page), f"{here}.json": record, f"{here}.csv": _bytes(table)}
         if data["variables"]:
@@ -189,8 +222,8 @@ class _Work:
         try:
             listed = [runpages.About(item.card, path) for path, item in about.items() if item.card is not None]
             page, card = runpages.page(run, listed, self.makers, stem)
-        except Exception as error:
-            self.now[name] = Known([], digest, None, f"the run's page could not be made: {error!r}", {})
+        except _ANYTHING as error:
+            self.now[name] = Known([], digest, None, f"the run's page could not be made: {told(error)}", {})
             return
         files = {f"{RUNS}/{stem}.html": _bytes(page)}
         self.now[name] = Known([], digest, card, "", dict.fromkeys(files))
@@ -213,9 +246,9 @@ def render(result: "Result", makers: Mapping[str, Maker], stem: str, **links: An
         try:
             exhibit = makers[result.kind](result)
             page = pages.result_page(result, exhibit, stem, **links)
-        except Exception as error:
+        except _ANYTHING as error:
             # A plugin's exhibit is foreign code: whatever it raises is shown to its author, not thrown at the reader.
-            exhibit, note = None, f"The exhibit for '{result.kind}' failed ({error!r}); these are the plain values."
+            exhibit, note = None, f"The exhibit for '{result.kind}' failed ({told(error)}); these are the plain values."
     if exhibit is None:
         exhibit = plain_table.exhibit(result, note)
         page = pages.result_page(result, exhibit, stem, **links)

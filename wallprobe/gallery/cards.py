@@ -1,5 +1,6 @@
 """The index: one card a Result and a run, as JSON values until the page is made, so that a build can remember them."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def thumbnail(given: Glance | None) -> dict[str, Any] | None:
     """A Glance as JSON values; three digits are more than a thumbnail shows."""
     if given is None:
         return None
-    rows = [[None if value is None else float(f"{value:.3g}") for value in row] for row in given.values]
+    rows = [[None if value is None or not math.isfinite(value) else float(f"{value:.3g}") for value in row] for row in given.values]
     return {"shape": given.shape, "values": rows, "mark": given.mark}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wallprobe.errors import WallprobeError
+from wallprobe.errors import StoreError
 from wallprobe.gallery import cards, charts, pages
 from wallprobe.gallery.exhibit import PLOTLY, Exhibit, Figure, Frame, Glance, Panel, Table
 from wallprobe.gallery.pages import Part
@@ -54,7 +54,7 @@ def page(run: Run, about: Sequence[About], makers: Mapping[str, Any], stem: str)
 def _evaluation(run: Run) -> Result | None:
     try:
         return load_result(run.path / EVALUATION)
-    except (WallprobeError, OSError, ValueError):
+    except StoreError:
         return None
 
 
@@ -222,7 +222,7 @@ def _newest(about: Sequence[About], kind: str) -> list[About]:
 def _sound(folder: Path) -> Result | None:
     try:
         return load_result(folder)
-    except (WallprobeError, OSError, ValueError):
+    except StoreError:
         return None
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from wallprobe.errors import ConfigError
+from wallprobe.errors import ConfigError, WallprobeError
 from wallprobe.gallery import store
 from wallprobe.gallery.build import Site
 from wallprobe.gallery.render import sealed
+from wallprobe.store.reading import told
 
 HOST, PERIOD = "127.0.0.1", 1.0
 TYPES = {
@@ -37,24 +38,26 @@ class Gallery:
         url: where it is.
     """
 
-    def __init__(self, make: Callable[[], Site], out: Path, port: int) -> None:
+    def __init__(self, make: Callable[[], Site], out: Path, port: int, tell: Callable[[str], None] = lambda line: None) -> None:
         """Build it and start to serve.
 
         Args:
             make: builds the site into `out`; called again and again, so it must be quick where nothing changed.
             out: the site's folder.
             port: on 127.0.0.1; 0 for a free one.
+            tell: given a line for each Result or run that is found damaged, and for each failing build, once.
 
         Raises:
             ConfigError: if the port cannot be had.
+            WallprobeError: if the first build fails.
         """
-        self._make = make
+        self._make, self._tell, self._told = make, tell, set[str]()
         self.site = make()
+        self._say([f"{name}: {reason}" for name, reason in self.site.reasons])
         try:
-            self._server = ThreadingHTTPServer((HOST, port), _handler(out.resolve()))
+            self._server = _Server((HOST, port), _handler(out.resolve()))
         except OSError as error:
             raise ConfigError(f"port {port} on {HOST} cannot be had ({error.strerror}); give another with --port, or --port 0") from error
-        self._server.daemon_threads = True
         self.url = f"http://{HOST}:{self._server.server_address[1]}/index.html"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -68,9 +71,22 @@ class Gallery:
         self._thread.join()
 
     def refresh(self) -> bool:
-        """Build again; whether any page changed."""
-        self.site = self._make()
+        """Build again; whether any page changed. Whatever a build ends with, the pages of the last one are still served."""
+        try:
+            self.site = self._make()
+        except Exception as error:
+            why = str(error) if isinstance(error, WallprobeError) else told(error)
+            self._say([f"the pages could not be built again, those of the last build are served: {why}"])
+            return False
+        self._say([f"{name}: {reason}" for name, reason in self.site.reasons])
         return self.site.changed
+
+    def _say(self, lines: list[str]) -> None:
+        """What has not been said since it was last true."""
+        for line in lines:
+            if line not in self._told:
+                self._tell(line)
+        self._told = set(lines)
 
     def watch(self, period: float = PERIOD) -> None:
         """Build again and again until interrupted."""
@@ -78,6 +94,15 @@ class Gallery:
             while True:
                 time.sleep(period)
                 self.refresh()
+
+
+class _Server(ThreadingHTTPServer):
+    """Answers in threads that end with the process; a visitor who hangs up is no news."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: the terminal is the user's."""
 
 
 def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
@@ -98,8 +123,11 @@ def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
             if host not in (HOST, "localhost"):
                 self.send_error(403)
                 return
-            asked = urlsplit(self.path)
-            found = _served(root, asked.path, parse_qs(asked.query))
+            try:
+                asked = urlsplit(self.path)
+                found = _served(root, asked.path, parse_qs(asked.query))
+            except (OSError, ValueError, RuntimeError):  # no address, or none that a file can have
+                found = None
             if found is None:
                 self.send_error(404)
                 return

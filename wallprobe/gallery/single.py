@@ -31,7 +31,9 @@ TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL)
 HELD = re.compile(r'<script type="application/json" id="([a-z]+)">(.*?)</script>', re.DOTALL)
 
 
-def write_zip(results_root: Path | None, target: Path, *, runs: "Sequence[Run]" = ()) -> Site:
+def write_zip(
+    results_root: Path | None, target: Path, *, runs: "Sequence[Run]" = (), damaged_runs: Sequence[tuple[Path, str]] = ()
+) -> Site:
     """The site as a zip; the same store gives the same bytes.
 
     Raises:
@@ -39,7 +41,7 @@ def write_zip(results_root: Path | None, target: Path, *, runs: "Sequence[Run]" 
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        site = build_site(results_root, folder, runs=runs)
+        site = build_site(results_root, folder, runs=runs, damaged_runs=damaged_runs)
         packed = BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in read_json(folder / WRITTEN):
@@ -51,7 +53,9 @@ def write_zip(results_root: Path | None, target: Path, *, runs: "Sequence[Run]" 
     return replace(site, index=target)
 
 
-def write_single(results_root: Path | None, target: Path, *, runs: "Sequence[Run]" = ()) -> Site:
+def write_single(
+    results_root: Path | None, target: Path, *, runs: "Sequence[Run]" = (), damaged_runs: Sequence[tuple[Path, str]] = ()
+) -> Site:
     """The site as one HTML page; data files above `CARRIED` bytes stay behind.
 
     Raises:
@@ -59,7 +63,7 @@ def write_single(results_root: Path | None, target: Path, *, runs: "Sequence[Run
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        site = build_site(results_root, folder, runs=runs)
+        site = build_site(results_root, folder, runs=runs, damaged_runs=damaged_runs)
         names = [str(name) for name in read_json(folder / WRITTEN)]
         # Bytes of a text that was no UTF-8 have become question marks when the pages were written.
         texts = {name: (folder / name).read_text(encoding="utf-8") for name in names if not name.startswith("assets/")}

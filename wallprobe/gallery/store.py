@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from wallprobe.errors import StoreError
+from wallprobe.store.reading import ARRAY_BYTES, entries, file_size, is_folder
 from wallprobe.store.staging import recover
-from wallprobe.store.storage import read_json
+from wallprobe.store.storage import read_json, sha256_file
 
 MEMORY = ".wallprobe-gallery-memory.json"
 VERSION = 1
@@ -34,31 +35,28 @@ def content(paths: Iterable[Path]) -> str:
     """SHA-256 over files, one that is missing or unreadable counted as such."""
     digest = hashlib.sha256()
     for path in paths:
-        data = _read(path)
-        digest.update(f"{path.name} {'missing' if data is None else len(data)};".encode() + (data or b""))
+        # Only what can be a part of a Result is read: a pipe would never end, and no memory holds a file of any size.
+        try:
+            size: int | str = file_size(path, ARRAY_BYTES)
+            digest.update(sha256_file(path).encode())
+        except (StoreError, OSError):
+            size = "missing"
+        digest.update(f"{path.name} {size};".encode())
     return digest.hexdigest()
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
-
-
 def folders(root: Path) -> Iterator[Path]:
-    """The folders of a store that hold Results, by name."""
+    """The folders of a store that hold Results, by name, with links that should lead to one."""
     recover(root)
-    for path in sorted(root.iterdir()) if root.is_dir() else []:
-        if not path.name.startswith(".") and path.is_dir():
-            yield path
+    yield from (path for path in entries(root) if is_folder(path) or path.is_symlink())
 
 
 def code() -> str:
     """A hash of everything that shapes a page beside the Result: this package's files, and the plugins that there are."""
     here = Path(__file__).parent
     files = sorted(path for path in here.rglob("*") if path.is_file() and path.suffix in (".py", ".html", ".css", ".js"))
-    digest = hashlib.sha256(content([*files, here.parent / "store" / "results.py"]).encode())
+    shared = [here.parent / "store" / name for name in ("results.py", "schema.py", "reading.py")]
+    digest = hashlib.sha256(content([*files, *shared]).encode())
     for entry in sorted(metadata.entry_points(group="wallprobe.exhibits"), key=lambda entry: (entry.name, entry.value)):
         owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else ""
         digest.update(f"{entry.name} {entry.value} {owner};".encode())
@@ -98,6 +96,11 @@ class Known:
     reason: str
     files: dict[str, list[int] | None]
 
+    def is_sound(self) -> bool:
+        """Whether the parts are of the types that a build writes; the memory is a file in a folder of the user's."""
+        types = (self.stamps, list), (self.digest, str), (self.card, (dict, type(None))), (self.reason, str), (self.files, dict)
+        return all(isinstance(value, kind) for value, kind in types)
+
     def stands(self, out: Path) -> bool:
         """Whether the files made of it still lie there as they were written."""
         return all(stamp(out / name) == seen for name, seen in self.files.items())
@@ -109,7 +112,8 @@ def remembered(out: Path, fingerprint: str) -> dict[str, Known]:
         told: Any = read_json(out / MEMORY)
         if told["version"] != VERSION or told["code"] != fingerprint:
             return {}
-        return {str(name): Known(**fields) for name, fields in told["known"].items()}
+        known = {str(name): Known(**fields) for name, fields in told["known"].items()}
+        return known if all(item.is_sound() for item in known.values()) else {}
     except (StoreError, AttributeError, KeyError, TypeError):
         return {}
 

@@ -1,6 +1,6 @@
 """Models of our own shape as transformer-lens has them: a run's HookedTransformer, an equilibrium transformer, a network of the audit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ def build(shape: Mapping[str, Any], state: Mapping[str, Tensor], device: str = "
     Raises:
         CheckpointError: if the parameters do not fit the shape, or if there are others than these.
     """
+    _check_sizes(shape, state)
     with quiet():
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -47,11 +48,25 @@ def build(shape: Mapping[str, Any], state: Mapping[str, Tensor], device: str = "
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     wrong = sorted(name for name in expected.keys() | wanted.keys() if expected.get(name) != getattr(wanted.get(name), "shape", None))
     if wrong:
-        raise CheckpointError(f"the weights do not fit a model of shape {dict(shape)}: {', '.join(wrong[:4])} differ; retrain the run")
+        raise _misfit(shape, wrong)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(wanted[name])
     return model.eval()
+
+
+def _check_sizes(shape: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Whether tables and depth are of that shape, before a model is made of it: of what a manifest claims there may be no memory."""
+    width = shape["d_model"]
+    tables = {"embed.W_E": (shape["vocabulary"], width), "pos_embed.W_pos": (shape["n_ctx"], width)}
+    wrong = [name for name, sizes in tables.items() if name not in state or tuple(state[name].shape) != sizes]
+    depth = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    if wrong or len(depth) != shape["n_layers"]:
+        raise _misfit(shape, wrong or ["blocks"])
+
+
+def _misfit(shape: Mapping[str, Any], wrong: Sequence[str]) -> CheckpointError:
+    return CheckpointError(f"the weights do not fit a model of shape {dict(shape)}: {', '.join(wrong[:4])} differ; retrain the run")
 
 
 def hooked(net: Any, name: str = "net") -> Loaded:
@@ -125,6 +140,10 @@ def build_equilibrium(cfg: EqConfig, state: Mapping[str, Tensor] | None = None, 
             self.lay(cfg, seed, HookPoint)
             HookedRootModule.setup(self)
 
+    if state is not None:
+        _check_sizes({"n_layers": 1, "vocabulary": cfg.d_vocab, "d_model": cfg.d_model, "n_ctx": cfg.n_ctx}, state)
+        if tuple(getattr(state.get("blocks.0.mlp.W_in"), "shape", ())) != (cfg.d_model, cfg.d_mlp):
+            raise _misfit(cfg.shape(), ["blocks.0.mlp.W_in"])
     model: Equilibrium = EquilibriumTransformer()
     if state is not None:
         fill(model, state)

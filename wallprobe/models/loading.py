@@ -24,10 +24,12 @@ from wallprobe.models.loaded import Loaded, Plain, hook_name, quiet
 from wallprobe.models.sizes import SIZES, count
 from wallprobe.models.sources import check_complete, first_line, hash_files, refuse_encoder
 from wallprobe.store import runs
+from wallprobe.store.weights import check_finite
 
 # Eager attention, as the bridge's own loading has it: the fused kernels return no pattern to hook.
 RAW: Mapping[str, Any] = MappingProxyType({"dtype": torch.float32, "attn_implementation": "eager"})
 LOCAL: Mapping[str, Any] = MappingProxyType({"local_files_only": True, "trust_remote_code": False})
+REFETCH = "fetch or convert it again"
 OWNERLESS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids without a slash
 
 
@@ -108,6 +110,7 @@ def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: 
         refuse_parts(source, model.config)
         refuse_encoder(source, model.config)
         check_complete(source, loading)
+        check_finite(model.named_parameters(), source, REFETCH)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:

@@ -5,6 +5,7 @@ and arrays.nc (netCDF-3, the xarray.Dataset).
 """
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from wallprobe.errors import StoreError, WallprobeError
+from wallprobe.errors import StoreError
 from wallprobe.plugins import PICTURES, load_group
+from wallprobe.store.reading import ARRAY_BYTES, entries, is_folder, read_file, told
 from wallprobe.store.staging import recover
 from wallprobe.store.storage import as_json, atomic_directory, read_json, sha256_file, write_within
 
@@ -129,17 +131,44 @@ def load_result(folder: Path) -> Result:
     Raises:
         StoreError: if a part is missing, altered or unreadable.
     """
+    from wallprobe.store import schema
+
     record = read_json(folder / RECORD)
     try:
-        kind, table, expected = str(record["kind"]), tuple(record["table"]), record["arrays_hash"]
-        summary, manifest = dict(record["summary"]), dict(record["manifest"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{folder / RECORD} lacks {error}; it is damaged or not ours, make it again") from error
+        schema.check(schema.ResultRecord, record)
+    except StoreError as error:
+        raise StoreError(f"{folder / RECORD} is no record of a result ({error}); it is damaged or not ours, make it again") from error
+    table, manifest = tuple(record["table"]), record["manifest"]
+    again = f"make the result again: {' '.join(str(manifest.get('command', '')).split())[:300]}"
     arrays = folder / ARRAYS
-    if not arrays.is_file() or sha256_file(arrays) != expected:
-        raise StoreError(f"{arrays} is missing or altered; make the result again: {manifest.get('command', '')}")
-    with xr.open_dataset(arrays, engine="scipy") as data:
-        return Result(kind, data.load(), table, summary, manifest)
+    try:
+        data = read_file(arrays, ARRAY_BYTES)
+    except StoreError as error:
+        raise StoreError(f"{arrays} is missing or altered ({error}); {again}") from error
+    if hashlib.sha256(data).hexdigest() != record["arrays_hash"]:
+        raise StoreError(f"{arrays} is missing or altered; {again}")
+    return Result(record["kind"], _arrays(data, table, arrays, again), table, record["summary"], manifest)
+
+
+def _arrays(data: bytes, table: tuple[str, ...], path: Path, again: str) -> xr.Dataset:
+    """The Dataset in a file's bytes. No header can make it larger than they are: they are all that there is to read.
+
+    Raises:
+        StoreError: if they are no netCDF-3, or do not have the table's dims.
+    """
+    try:
+        with xr.open_dataset(io.BytesIO(data), engine="scipy") as found:
+            sizes = {str(dim): size for dim, size in found.sizes.items()}
+            # A dim without a variable along it takes no byte of the file, and all of memory as soon as it is counted through.
+            if max([*sizes.values(), math.prod(sizes.get(dim, 0) for dim in table)]) > max(len(data), 1 << 20):
+                raise ValueError(f"dims of {', '.join(f'{name} {size}' for name, size in sizes.items())} in {len(data)} bytes")
+            absent = [dim for dim in table if dim not in sizes]
+            if absent:
+                raise ValueError(f"no dim {', '.join(absent)}, which the table has; there are: {', '.join(sizes) or 'none'}")
+            return found.load()
+    except Exception as error:
+        # scipy and xarray raise whatever a damaged header makes of them, MemoryError among it.
+        raise StoreError(f"{path} holds no readable arrays ({told(error)}); {again}") from error
 
 
 def list_results(root: Path | None = None) -> tuple[list[tuple[Path, Result]], list[tuple[Path, str]]]:
@@ -148,14 +177,19 @@ def list_results(root: Path | None = None) -> tuple[list[tuple[Path, Result]], l
     recover(folder)
     sound: list[tuple[Path, Result]] = []
     damaged: list[tuple[Path, str]] = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(".") or not path.is_dir():
+    for path in entries(folder):
+        if not is_result_folder(path):
             continue
         try:
             sound.append((path, load_result(path)))
-        except (WallprobeError, OSError, ValueError) as error:
+        except StoreError as error:
             damaged.append((path, str(error)))
     return sound, damaged
+
+
+def is_result_folder(path: Path) -> bool:
+    """Whether what lies in a store stands for a Result: a folder, or a link that should lead to one. Files beside them do not."""
+    return is_folder(path) or path.is_symlink()
 
 
 def dataset(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wallprobe.errors import BusyError, StoreError
+from wallprobe.store.reading import RECORD_BYTES, parse_json, read_file
 from wallprobe.store.staging import HIDDEN, LOCK, OLD, TRIES, place, remove, stage, sync, tidy
 
 ASKED = 8 << 20  # bytes of a file asked for at a time
@@ -124,17 +125,12 @@ def write_json(path: Path, value: Any, store: Path | None = None) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON, of a bounded size and depth.
 
     Raises:
-        StoreError: if the file is missing or is not JSON.
+        StoreError: if the file is missing, no regular file, too large, or not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise StoreError(f"{path} is not readable JSON ({error}); it is damaged or not ours") from error
+    return parse_json(read_file(path, RECORD_BYTES), path)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def read(preset: str = PRESET, root: Path | None = None, *, bundled: bool = True
                 record = judge_with_baseline(job, result, Thresholds(), root).to_json()
                 run = RunName(key, seed)
                 sources[key, seed] = Source(run, record["manifest"]["weight_hash"], "local", None, {AUDIT: record})
-    return Measurements(preset, sources, tuple(damaged))
+    return Measurements(preset, sources, damaged=tuple(damaged))
 
 
 def _packed() -> dict[tuple[str, int], Source]:

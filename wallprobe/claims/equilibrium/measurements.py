@@ -69,8 +69,8 @@ def read(preset: str = PRESET, root: Path | None = None, *, bundled: bool = True
     if stored:
         sources[DEMO, 42] = Source(RunName(DEMO), "", "local" if found else "bundled", None, stored)
     basis = "On the published figures and a demo campaign (64 wide, characters of Genesis, one seed)"
-    left_out = tuple(f"{path}: {why}" for path, why in damaged)
-    return Measurements(preset, {key: _anonymous(source) for key, source in sources.items()}, left_out, basis)
+    lost = tuple((str(path), why) for path, why in damaged)
+    return Measurements(preset, {key: _anonymous(source) for key, source in sources.items()}, basis=basis, damaged=lost)
 
 
 def _anonymous(source: Source) -> Source:
@@ -84,7 +84,7 @@ def _anonymous(source: Source) -> Source:
 def _counts(result: Result) -> bool:
     """Whether a Result is of the demo campaign: more than one checkpoint where it compares checkpoints."""
     named = PREFIX in str(result.manifest.get("subject", ""))
-    return result.kind in KINDS and named and (result.kind not in ("triangulate", "mixing") or result.data.sizes["ckpt"] > 1)
+    return result.kind in KINDS and named and (result.kind not in ("triangulate", "mixing") or result.data.sizes.get("ckpt", 0) > 1)
 
 
 def _packed() -> dict[str, Any]:

@@ -37,25 +37,26 @@ def measurements(preset: str, results: Path | None = None, *, bundled: bool = Tr
     for path in sorted(FOLDER.glob("*.json")) if bundled and FOLDER.is_dir() else []:
         packed = read_json(path)
         sources[path.stem] = Source(RunName(path.stem), packed["weight_hash"], "bundled", None, _derived(packed["measurements"]))
-    sources |= dict(_stored(results, {name: source.weight_hash for name, source in sources.items()}))
+    sound, damaged = list_results(results)
+    sources |= dict(_stored(sound, {name: source.weight_hash for name, source in sources.items()}))
     whole = {(name, source.name.seed): source for name, source in sources.items()}
     told = (
         "pythia: recomputed from the authors' published per-layer gains of eight models (four prompts, fp16); no weights were run.",
         "smollm2-135m and any pythia-SIZE: measured with this package, definition sublayer, the same four prompts, raw weights in fp32.",
     )
-    return Measurements("published", whole, basis="On the published gains and SmolLM2-135M", told=told)
+    lost = tuple((str(path), why) for path, why in damaged)
+    return Measurements("published", whole, basis="On the published gains and SmolLM2-135M", told=told, damaged=lost)
 
 
-def _stored(results: Path | None, known: Mapping[str, str]) -> Iterable[tuple[str, Source]]:
-    """Models of the result store, by their weights or, for Pythia, by name; the newest measurement of each kind."""
-    sound, _ = list_results(results)
+def _stored(sound: Iterable[tuple[Path, Result]], known: Mapping[str, str]) -> Iterable[tuple[str, Source]]:
+    """Models of a result store, by their weights or, for Pythia, by name; the newest measurement of each kind."""
     by_model: dict[str, dict[str, Result]] = {}
     for _, result in sorted(sound, key=lambda pair: str(pair[1].manifest.get("created"))):
         name = _subject(result, known)
         if name is not None and result.kind in KEPT and all(result.summary.get(key, want) == want for key, want in WAY.items()):
             by_model.setdefault(name, {})[result.kind] = result
     for name, found in by_model.items():
-        weights = {str(result.manifest["weight_hash"]) for result in found.values()}
+        weights = {str(result.manifest.get("weight_hash")) for result in found.values()}
         if len(weights) == 1:
             records = {kind: {"summary": result.summary, "values": [], "manifest": result.manifest} for kind, result in found.items()}
             yield name, Source(RunName(name), weights.pop(), "local", None, _derived(records))
@@ -73,7 +74,7 @@ def pack(results: Path, weight_hash: str, name: str, target: Path = FOLDER) -> P
     Raises:
         ConfigError: if one of the measurements is missing.
     """
-    found = dict(_stored(results, {name: weight_hash}))
+    found = dict(_stored(list_results(results)[0], {name: weight_hash}))
     stored = found[name].stored if name in found else {}
     missing = [kind for kind in KEPT if kind not in stored]
     if missing:

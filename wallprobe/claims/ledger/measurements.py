@@ -13,8 +13,9 @@ from typing import Any
 
 from wallprobe.claims.ledger.quantities import Lookup, Record
 from wallprobe.errors import StoreError
+from wallprobe.store.reading import is_there
 from wallprobe.store.results import RECORD
-from wallprobe.store.runs import BUNDLED, DEFAULT_SEED, Run, RunName, list_runs
+from wallprobe.store.runs import BUNDLED, DEFAULT_SEED, Run, RunName, survey_runs
 from wallprobe.store.storage import read_json
 from wallprobe.training.wall.conditions import conditions, get_condition
 from wallprobe.training.wall.recipes import get_recipe
@@ -23,6 +24,7 @@ BUNDLE = BUNDLED.parent / "measurements"
 TASK: Mapping[str, Any] = MappingProxyType({"name": "recurrence", "modulus": 17, "length": 16, "program_prior": 0.5})  # the wall study's
 PAIR = "interchange-"  # an interchange is stored with its donor, under the receiver's name
 READOUT = "readout-"  # so is a readout; with the receiver's seed behind it where that is another
+NOTHING: Record = MappingProxyType({"summary": {}, "values": [], "manifest": {}})  # stands for a damaged measurement
 OTHER = "@other"  # asks for the readout into whichever other seed's receiver there is
 
 
@@ -36,6 +38,7 @@ class Source:
         where: "local", "bundled" or "published".
         path: its folder, None where only measurements are bundled.
         stored: bundled measurements by instrument.
+        damaged: instruments whose stored measurement could not be read, with why, of those that were asked for.
     """
 
     name: RunName
@@ -44,6 +47,7 @@ class Source:
     path: Path | None
     stored: Mapping[str, Record] = field(default_factory=dict)
     _read: dict[str, Record] = field(default_factory=dict, repr=False, compare=False)
+    damaged: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def record(self, instrument: str, partner: "Source | None" = None) -> Record | None:
         """What an instrument measured on these weights, None if it did not.
@@ -54,8 +58,11 @@ class Source:
         """
         expected: Any = self.weight_hash if partner is None else {"src": self.weight_hash, "dst": partner.weight_hash}
         found = [self.stored[instrument]] if instrument in self.stored else []
-        if self.path is not None and instrument not in self._read and (self.path / instrument / RECORD).is_file():
-            self._read[instrument] = _read(self.path / instrument / RECORD)
+        if self.path is not None and instrument not in self._read and is_there(self.path / instrument / RECORD):
+            try:
+                self._read[instrument] = _read(self.path / instrument / RECORD)
+            except StoreError as error:
+                self._read[instrument], self.damaged[instrument] = NOTHING, str(error)
         if instrument in self._read:
             found.insert(0, self._read[instrument])
         return next((record for record in found if record["manifest"].get("weight_hash") == expected), None)
@@ -71,6 +78,7 @@ class Measurements:
         left_out: runs of that preset that do not count, with why.
         basis: what the ledger's finding says it was judged on; empty for the preset.
         told: what a reader must know of the sources, a sentence each; empty for the usual words on runs.
+        damaged: what could not be read, a name and why.
     """
 
     preset: str
@@ -78,6 +86,11 @@ class Measurements:
     left_out: tuple[str, ...] = ()
     basis: str = ""
     told: tuple[str, ...] = ()
+    damaged: tuple[tuple[str, str], ...] = ()
+
+    def lost(self) -> list[tuple[str, str]]:
+        """What could not be read, measurements among it that were asked for so far."""
+        return [*self.damaged, *((f"{one.path}/{name}", why) for one in self.sources.values() for name, why in one.damaged.items())]
 
     @property
     def seeds(self) -> list[int]:
@@ -130,7 +143,8 @@ def read_measurements(preset: str, root: Path | None = None, *, bundled: bool = 
     sources: dict[tuple[str, int], Source] = {}
     left_out: list[str] = []
     packed = {source.name: source for source in _packed(preset)} if bundled else {}
-    for run in list_runs(root):
+    sound, damaged = survey_runs(root)
+    for run in sound:
         if run.manifest.get("preset") != preset or (run.bundled and not bundled):
             continue
         why = _unlike_preset(run.manifest, preset)
@@ -144,7 +158,7 @@ def read_measurements(preset: str, root: Path | None = None, *, bundled: bool = 
         sources[run.name.condition, run.name.seed] = Source(run.name, weight_hash, where, run.path, stored)
     for name, source in packed.items():
         sources.setdefault((name.condition, name.seed), source)
-    return Measurements(preset, sources, tuple(left_out))
+    return Measurements(preset, sources, tuple(left_out), damaged=tuple((str(path), why) for path, why in damaged))
 
 
 def is_of_preset(run: Run, preset: str) -> bool:
@@ -183,12 +197,13 @@ def _packed(preset: str) -> Iterator[Source]:
 
 
 def _read(path: Path) -> Record:
-    """A result.json; a damaged one counts as not measured, and is made again by `wallprobe reproduce`."""
-    try:
-        record = read_json(path)
-    except StoreError:
-        return {"summary": {}, "values": [], "manifest": {}}
-    sound = isinstance(record, dict) and all(
-        isinstance(record.get(key), kind) for key, kind in (("summary", dict), ("values", list), ("manifest", dict))
-    )
-    return record if sound else {"summary": {}, "values": [], "manifest": {}}
+    """A result.json; a damaged one counts as not measured, and is made again by `wallprobe reproduce`.
+
+    Raises:
+        StoreError: if it is damaged.
+    """
+    from wallprobe.store import schema
+
+    record = read_json(path)
+    schema.check(schema.MeasurementRecord, record)
+    return dict(record)

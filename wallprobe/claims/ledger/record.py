@@ -60,7 +60,7 @@ def make_result(area: Area, measurements: Measurements, verdicts: Sequence[Verdi
         weight_hash={name: source.weight_hash for name, source in runs.items()},
         weight_processing="none",
         runs_from={name: source.where for name, source in runs.items()},
-        left_out=list(measurements.left_out),
+        left_out=[*measurements.left_out, *(f"{name}: {why}" for name, why in measurements.lost())],
         rules=used_rules(area),
     )
     return Result("claims", data, along, summary(area, measurements, verdicts), manifest)
@@ -209,4 +209,5 @@ def _reading(measurements: Measurements) -> list[str]:
         "the one run; of a comparison of two runs, the bootstrap bounds are combined and so too wide. Unsettled: the interval does not "
         "lie on one side of the rule.",
         *(f"Left out: {line}." for line in measurements.left_out),
+        *(f"Left out, damaged: {' '.join(f'{name}: {why}'.split())}." for name, why in measurements.lost()),
     ]

@@ -23,9 +23,9 @@ from wallprobe.hooks.audit.subject import Subject
 from wallprobe.hooks.audit.wall import wall_subject
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance
+from wallprobe.store.reading import entries, is_there
 from wallprobe.store.results import Result
-from wallprobe.store.storage import read_json
-from wallprobe.training.audit.campaign import job_from
+from wallprobe.training.audit.campaign import job_in
 from wallprobe.training.audit.diagnostics import Series
 from wallprobe.training.audit.loop import FOLDER, load_net, series
 from wallprobe.training.audit.quantities import Lens, observe
@@ -88,20 +88,22 @@ def _is_run(name: str, root: Path | None) -> bool:
     """Whether a run of the wall's task has that name."""
     if runs.is_run_folder(Path(name)):
         return True
-    return any(name in (str(run.name), run.name.folder) for run in runs.list_runs(root))
+    sound, damaged = runs.survey_runs(root)
+    named = {text for run in sound for text in (str(run.name), run.name.folder)}
+    return name in named or any(name in (path.name, path.name.removesuffix(f"@{runs.DEFAULT_SEED}")) for path, _ in damaged)
 
 
 def _from_run(name: str, root: Path | None) -> Subject:
     """A finished audit run at its end, by its folder's name or the only one that begins so."""
     folder = (root or runs.default_root()) / FOLDER
-    known = sorted(path.name for path in folder.iterdir() if (path / runs.MANIFEST).is_file()) if folder.is_dir() else []
+    known = [path.name for path in entries(folder) if is_there(path / runs.MANIFEST)]
     found = [one for one in known if one == name] or [one for one in known if one.startswith(name)]
     if len(found) != 1:
         what = f"{len(found)} audit runs begin with '{name}'" if found else f"no audit run '{name}'"
         listed = ", ".join(found or known) or "none"
         raise UnknownNameError(f"{what}; there are: {listed}. For a model of your own give module:function")
     path = folder / found[0]
-    job = job_from(read_json(path / runs.MANIFEST)["config"])
+    job = job_in(path)
     images = job.load()
     net, start = load_net(path, job, images), job.build(images)
     estimator = make_estimator(job.method, net, job.seed, **dict(job.options))

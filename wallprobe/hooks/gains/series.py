@@ -16,6 +16,7 @@ from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
 from wallprobe.store.storage import sha256_file
+from wallprobe.store.weights import check_finite_file, load_finite
 
 CELLS = {
     "attn_gain": "gain of attention, all tokens",
@@ -144,7 +145,22 @@ def snapshots(source: str, root: Path | None) -> tuple[str, list[int]]:
             f"run {run.name} kept no snapshots of its training; train one that does: wallprobe train {run.name.condition} "
             "--snapshot-every 300 --force"
         )
-    return str(run.name), sorted({*kept, int(run.manifest["steps"])})
+    run.verify()
+    for path in run.snapshots().values():
+        check_finite_file(path, f"snapshot {path.name} of run {run.name}", "train it again")
+    return str(run.name), sorted({*kept, _last_step(run)})
+
+
+def _last_step(run: runs.Run) -> int:
+    """Steps of the whole training.
+
+    Raises:
+        CheckpointError: if the manifest does not tell.
+    """
+    steps = run.manifest.get("steps")
+    if steps is None:
+        raise CheckpointError(f"{run.path / runs.MANIFEST} tells no steps; train it again: wallprobe train {run.name} --force")
+    return int(steps)
 
 
 def load_step(source: str, step: int, root: Path | None, device: str) -> models.Loaded:
@@ -153,16 +169,16 @@ def load_step(source: str, step: int, root: Path | None, device: str) -> models.
     Raises:
         CheckpointError: if the weights kept then cannot be read.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     run = runs.resolve_run(source, root)
-    if step == int(run.manifest["steps"]):
+    if step == _last_step(run):
         return models.load_run(run, device)
     path, shape = runs.snapshot_path(run.path, step), run.manifest["shape"]
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no snapshot of run {run.name}; train it again with --snapshot-every")
+    state = load_finite(path, f"snapshot {path.name} of run {run.name}", "train it again")
     try:
-        model = models.build(shape, load_file(path), device)
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        model = models.build(shape, state, device)
+    except (CheckpointError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{path} is no snapshot of run {run.name} ({first_line(error)}); train it again") from error
     return models.Loaded(f"{run.name} step {step}", "run", model, shape["n_layers"], shape["d_model"], sha256_file(path), run=run)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from wallprobe.errors import WallprobeError
+from wallprobe.errors import CheckpointError, WallprobeError
 from wallprobe.store import runs
+from wallprobe.store.reading import entries, is_folder, is_there, told
 from wallprobe.store.results import Result, load_result
-from wallprobe.store.storage import read_json, scratch
+from wallprobe.store.storage import scratch
 from wallprobe.tasks.images import Images, load_images
 from wallprobe.training.audit.job import AuditJob, make_job
 from wallprobe.training.audit.loop import AUDIT, FOLDER, Progress, at, audit, finished, folder_of
@@ -69,18 +70,35 @@ def job_from(config: Mapping[str, Any]) -> AuditJob:
     return AuditJob(**given)
 
 
-def stored(root: Path | None = None) -> tuple[list[tuple[AuditJob, Result]], list[str]]:
-    """Every finished audit in a run store, and the damaged ones in words."""
+def stored(root: Path | None = None) -> tuple[list[tuple[AuditJob, Result]], list[tuple[str, str]]]:
+    """Every finished audit in a run store, and the damaged ones with what is wrong."""
     folder = (root or runs.default_root()) / FOLDER
     found, damaged = [], []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(".") or not (path / runs.MANIFEST).is_file():
+    for path in entries(folder):
+        if not (is_there(path / runs.MANIFEST) if is_folder(path) else path.is_symlink()):
             continue
         try:
-            found.append((job_from(read_json(path / runs.MANIFEST)["config"]), load_result(path / AUDIT)))
-        except (WallprobeError, KeyError, TypeError, ValueError) as error:
-            damaged.append(f"{path.name}: {error}")
+            found.append((job_in(path), load_result(path / AUDIT)))
+        except WallprobeError as error:
+            damaged.append((str(path), str(error)))
     return found, damaged
+
+
+def job_in(path: Path) -> AuditJob:
+    """The job whose audit lies in a folder.
+
+    Raises:
+        CheckpointError: if its manifest is damaged, or describes no audit.
+    """
+    from wallprobe.store import schema
+
+    manifest = runs.read_manifest(path)
+    try:
+        schema.check(schema.AuditManifest, manifest)
+        return job_from(manifest["config"])
+    except (WallprobeError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = error if isinstance(error, WallprobeError) else told(error)
+        raise CheckpointError(f"{path / runs.MANIFEST} describes no audit ({why}); make it again with --force") from error
 
 
 def judge_with_baseline(job: AuditJob, result: Result, limits: Thresholds, root: Path | None = None) -> Result:

@@ -25,7 +25,8 @@ from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
 from wallprobe.store.results import Result, load_result
 from wallprobe.store.staging import sweep
-from wallprobe.store.storage import discard, ensure_directory, read_json, sha256_file, write_atomic, write_json
+from wallprobe.store.storage import discard, ensure_directory, sha256_file, write_atomic, write_json
+from wallprobe.store.weights import load_finite
 from wallprobe.tasks.images import Images
 from wallprobe.training.audit.diagnostics import Series, should_stop
 from wallprobe.training.audit.job import EARLY, AuditJob
@@ -214,7 +215,7 @@ def finished(job: AuditJob, root: Path | None = None) -> Result | None:
     folder = folder_of(job, root)
     if not (folder / runs.MANIFEST).is_file():
         return None
-    if read_json(folder / runs.MANIFEST).get("config") != job.config():
+    if runs.read_manifest(folder).get("config") != job.config():
         raise CheckpointError(f"{folder} holds another audit; use --force to replace it or another --runs folder")
     return load_result(folder / AUDIT)
 
@@ -309,9 +310,15 @@ def _finish(training: Training) -> Result:
 
 
 def load_net(folder: Path, job: AuditJob, images: Images | Sequences) -> Net:
-    """A finished run's network."""
-    from safetensors.torch import load_file
+    """A finished run's network.
 
+    Raises:
+        CheckpointError: if its weights cannot be read, are another network's, or NaN or infinite.
+    """
     net = job.build(images)
-    net.load_state_dict(load_file(folder / runs.WEIGHTS))
+    state = load_finite(folder / runs.WEIGHTS, f"audit run {folder.name}", "its training diverged or the file was altered: audit it again")
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / runs.WEIGHTS} is no {job.arch} of this audit; restore it or audit it again") from error
     return net.eval()

@@ -19,14 +19,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from wallprobe import models
-from wallprobe.errors import CheckpointError, ConfigError, look_up
+from wallprobe.errors import CheckpointError, ConfigError, StoreError, look_up
 from wallprobe.models.equilibrium import PlainEquilibrium, init
 from wallprobe.rng import generator
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
 from wallprobe.store.results import plain
 from wallprobe.store.staging import sweep
-from wallprobe.store.storage import discard, ensure_directory, read_json, sha256_file, write_atomic, write_json
+from wallprobe.store.storage import discard, ensure_directory, sha256_file, write_atomic, write_json
 from wallprobe.tasks.text import Text, load_text
 from wallprobe.training.equilibrium.control import Watch, penalty, servo
 from wallprobe.training.equilibrium.estimators import Free, TwoPhase, cross_entropy
@@ -344,6 +344,7 @@ def _threads(width: int) -> Iterator[None]:
 def _warm(job: EqJob, root: Path | None) -> Path:
     """The state a job goes on from."""
     found = runs.resolve_run(str(job.warm), root)
+    found.verify()
     path = found.path / STATE
     if not path.is_file():
         raise CheckpointError(f"run {job.warm} keeps no training state ({STATE}); give an equilibrium run or a snapshot of one")
@@ -440,12 +441,19 @@ def finished(job: EqJob, root: Path | None = None) -> runs.Run | None:
     Raises:
         CheckpointError: if a run of that name is of another configuration, or damaged.
     """
+    from wallprobe.store import schema
+
     folder = (root or runs.default_root()) / job.run_name.folder
     if not (folder / runs.MANIFEST).is_file():
         return None
-    if read_json(folder / runs.MANIFEST).get("config") != job.config():
+    if runs.read_manifest(folder).get("config") != job.config():
         raise CheckpointError(f"{folder} holds another training; use --force to replace it or another --runs folder")
-    return runs.open_run(folder)
+    run = runs.open_run(folder)
+    try:
+        schema.check(schema.TrainedManifest, run.manifest)
+    except StoreError as error:
+        raise CheckpointError(f"{folder / runs.MANIFEST} does not tell how it was trained ({error}); use --force to replace it") from error
+    return run
 
 
 def at(job: EqJob, root: Path | None = None) -> int:

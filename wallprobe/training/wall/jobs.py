@@ -1,7 +1,7 @@
 """What decides a training's bytes: condition, recipe, seed, task, and the network it learns from, if any."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,8 @@ def load_teacher(job: Job, root: Path | None = None) -> Teacher | None:
         raise ConfigError(
             f"condition {condition.name} learns from run {name}, which is not there; train it first: wallprobe train {name}"
         ) from error
-    shape = lean.Shape(**run.manifest["shape"])
+    run.verify()
+    shape = lean.Shape(**{field.name: run.manifest["shape"][field.name] for field in fields(lean.Shape)})
     if job.teacher is None and shape != job.shape:
         raise ConfigError(
             f"teacher {name} has shape {run.manifest['shape']}, this training {asdict(job.shape)}; train {name} with the same preset"

@@ -22,6 +22,7 @@ from wallprobe.errors import CheckpointError, ConfigError, DivergedError
 from wallprobe.rng import derive_seed, generator
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance, source_commit
+from wallprobe.store.reading import is_there
 from wallprobe.store.staging import sweep
 from wallprobe.store.storage import discard, ensure_directory, exclusive, lock_path, sha256_file, write_atomic, write_json
 from wallprobe.training.wall import lean, optim
@@ -309,17 +310,19 @@ def train(
         StoreError: if the store cannot be written.
     """
     source_commit()  # remembered now: the checkout may move on while this process trains
-    folder = ensure_directory((root or runs.default_root()) / job.name.folder)
+    folder = (root or runs.default_root()) / job.name.folder
     sweep(folder.parent)
-    if not force and (folder / runs.MANIFEST).exists():
+    if not force and is_there(folder / runs.MANIFEST):
         return _finished(folder, job)
+    teacher = load_teacher(job, root)  # refused, if it is, before a folder is made
+    ensure_directory(folder)
     with own(folder, wait):
         if force:
             discard(folder)
             ensure_directory(folder)
-        elif (folder / runs.MANIFEST).exists():  # by whom we waited for
+        elif is_there(folder / runs.MANIFEST):  # by whom we waited for
             return _finished(folder, job)
-        trainer = Trainer(job, folder, device, compile, load_teacher(job, root))
+        trainer = Trainer(job, folder, device, compile, teacher)
         trainer.resume()
         try:
             _run_to_end(trainer, on_progress)
