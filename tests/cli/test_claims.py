@@ -2,17 +2,16 @@
 
 import dataclasses
 import json
-import time
 
 import pytest
 
 from tests.claims.conftest import evaluation, write_run
-from wallprobe import models
 from wallprobe.claims.ledger import claim as ledger
 from wallprobe.claims.ledger import reproduce
 from wallprobe.claims.ledger.claim import Area
 from wallprobe.claims.ledger.quantities import cell, summary
 from wallprobe.claims.ledger.wording import figure, kept, wall_ratio
+from wallprobe.models import loading
 from wallprobe.training.engines import Event, perform
 from wallprobe.training.engines.sweep import sweep
 from wallprobe.training.wall import recipes
@@ -169,13 +168,11 @@ def test_reproduce_trains_measures_and_judges_once(invoke, micro, tmp_path, monk
     def refuse(*arguments):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "build", refuse)
-    started = time.process_time()
+    monkeypatch.setattr(loading, "build", refuse)
     code, out, _ = invoke("reproduce", "wall", "--json")
     assert code == 0
     assert json.loads(out)["values"] == first["values"]
     assert micro == [["c0", "c1"]]
-    assert time.process_time() - started < 5
     assert json.loads(invoke("claims", "wall", "--json")[1])["values"] == first["values"]
 
 

@@ -181,7 +181,7 @@ ON_A_RUN = {
     "equilibrium train": ("--warm", "eq@7"),
 }
 NO_RUN = {
-    *("runs", "scaling", "claims", "reproduce", "audit run", "audit report", "audit campaign"),
+    *("runs", "convert", "scaling", "claims", "reproduce", "audit run", "audit report", "audit campaign"),
     *(f"equilibrium {name}" for name in ("matched", "gate", "grid", "campaign")),
     *(f"gallery {name}" for name in ("build", "open", "serve", "export", "compare")),
 }

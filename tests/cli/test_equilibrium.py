@@ -1,11 +1,11 @@
 """`wallprobe equilibrium` through its entry point: one record a table row, refusals on one line, and the whole campaign at preset tiny."""
 
 import json
-import time
 
 import pytest
 
 from wallprobe.store.results import list_results
+from wallprobe.training.equilibrium import loop
 
 
 def records(out):
@@ -53,7 +53,7 @@ def test_train_takes_fields_options_and_a_text_file(invoke, tmp_path):
         (("train", "--preset", "tiny", "--set", "width=3"), "no such field"),
         (("train", "--preset", "tiny", "--set", "batch=big"), "give a number of type int"),
         (("train", "--preset", "tiny", "--set", "d_model=15"), "do not divide"),
-        (("train", "--preset", "tiny", "--text", "nowhere.txt"), "no text file nowhere.txt"),
+        (("train", "--preset", "tiny", "--text", "nowhere.txt"), "--text nowhere.txt is no file; give an existing one"),
         (("train", "--preset", "tiny", "--dataset", "tinystories"), "leave --dataset out"),
         (("train", "--preset", "tiny", "--dataset", "pile"), "no data set 'pile'"),
         (("train", "--preset", "tiny", "--tokenizer", "words"), "no tokenizer named 'words'"),
@@ -72,11 +72,9 @@ def test_refusals_are_one_line(invoke, tmp_path, arguments, said):
     assert not list((tmp_path / "runs").glob("*/manifest.json")) if (tmp_path / "runs").exists() else True
 
 
-def test_the_whole_campaign_at_preset_tiny(invoke, tmp_path):
-    began = time.process_time()
+def test_the_whole_campaign_at_preset_tiny(invoke, tmp_path, monkeypatch):
     code, out, err = invoke("equilibrium", "campaign", "--preset", "tiny", "--jobs", "1", "--json")
     assert code == 0, err
-    assert time.process_time() - began < 30
     whole = json.loads(out)
     assert [row["experiment"] for row in whole["values"]] == ["triangulate", "lr_sweep", "matched", "gate", "grid", "branches", "mixing"]
     assert all(row["says"] for row in whole["values"])
@@ -104,8 +102,8 @@ def test_the_whole_campaign_at_preset_tiny(invoke, tmp_path):
     grid = kinds["grid"].values
     assert len(grid) == 3
     assert all(row["seeds"] == 2 and row["best_val_low"] <= row["best_val"] <= row["best_val_high"] for row in grid)
-    # Again: everything is there.
-    began = time.process_time()
+    # Again: everything is there, and nothing is trained.
+    monkeypatch.setattr(loop.Trainer, "__init__", lambda *_: pytest.fail("a training has begun"))
     code, out, _ = invoke("equilibrium", "campaign", "--preset", "tiny", "--jobs", "1", "--json")
     assert code == 0
     assert json.loads(out)["values"] == whole["values"]

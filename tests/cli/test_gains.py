@@ -138,7 +138,7 @@ def _without_tokenizer(folder: Path) -> None:
     [
         (_without_a_parameter, "lacks 1 parameters its config asks for (gpt_neox.layers.1.mlp.dense_h_to_4h.weight"),
         (_truncated, "shard model.safetensors of "),
-        (_not_finite, "the residual is not finite from layer 1 on; its weights hold NaN or inf"),
+        (_not_finite, "of 2,048 numbers that are NaN or infinite, so no figure of it would mean anything"),
         (_missing_shard, "lacks the shard model-00001-of-00001.safetensors; fetch it again"),
         (_encoder, "is an encoder (bert): it predicts no next token; give a causal decoder"),
         (_without_tokenizer, "has no tokenizer beside its weights"),

@@ -237,7 +237,8 @@ def test_an_unwritable_store_gets_one_line(invoke, tmp_path):
     ):
         code, out, err = invoke(*arguments)
         assert (code, out) == (2, "")
-        assert err.startswith("wallprobe: cannot write taken")
+        assert err.startswith("wallprobe: --r")
+        assert err.endswith(" taken lies in taken, which is no folder; give a folder, there or to be made\n")
     assert everything(tmp_path) == ["taken"]
 
 

@@ -60,9 +60,12 @@ def _check_sizes(shape: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     width = shape["d_model"]
     tables = {"embed.W_E": (shape["vocabulary"], width), "pos_embed.W_pos": (shape["n_ctx"], width)}
     wrong = [name for name, sizes in tables.items() if name not in state or tuple(state[name].shape) != sizes]
-    depth = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-    if wrong or len(depth) != shape["n_layers"]:
-        raise _misfit(shape, wrong or ["blocks"])
+    layers = shape["n_layers"]
+    beyond = [name for name in state if name.startswith("blocks.") and name.split(".")[1] not in map(str, range(min(layers, len(state))))]
+    if not wrong and not beyond and len({name.split(".")[1] for name in state if name.startswith("blocks.")}) != layers:
+        wrong = ["blocks"]
+    if wrong or beyond:
+        raise _misfit(shape, [*wrong, *sorted(beyond)])
 
 
 def _misfit(shape: Mapping[str, Any], wrong: Sequence[str]) -> CheckpointError:

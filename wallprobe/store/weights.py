@@ -11,6 +11,8 @@ from wallprobe.store.reading import file_size, told
 if TYPE_CHECKING:
     from torch import Tensor
 
+MASKED = ".attn.IGNORE"  # what HookedTransformer's attention puts in the place of masked scores: minus infinity, and no weight
+
 
 def check_finite(named: "Iterable[tuple[str, Tensor]]", whose: str, remedy: str) -> None:
     """Refuse weights with a NaN or an infinity, at one pass over them and without a copy.
@@ -26,7 +28,7 @@ def check_finite(named: "Iterable[tuple[str, Tensor]]", whose: str, remedy: str)
     import torch
 
     for name, tensor in named:
-        if not (tensor.is_floating_point() and tensor.numel()) or tensor.is_meta:
+        if not (tensor.is_floating_point() and tensor.numel()) or tensor.is_meta or name.endswith(MASKED):
             continue
         if all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach())):
             continue

@@ -41,9 +41,14 @@ def test_the_wall_is_what_eval_calls_one():
     from wallprobe.training.wall.evaluate import _finding
 
     told = {"run": "c0", "untrained_mae": 1.0, "bayes_best_mass": 0.1, "bayes_best_posterior": 1.0}
-    assert "shows the wall" in _finding(told | {"trained_mae": rules.LEARNT, "wall_ratio": rules.WALL + 1e-6})
-    assert "no wall" in _finding(told | {"trained_mae": rules.LEARNT, "wall_ratio": rules.WALL - 1e-6})
-    assert "not learnt" in _finding(told | {"trained_mae": rules.LEARNT + 1e-6, "wall_ratio": 1.0})
+
+    def sure(trained, ratio):  # intervals of no width: what is left is the rounding that no sentence turns on
+        figures = {"trained_mae": trained, "wall_ratio": ratio, "untrained_mae": 1.0, "bayes_best_mass": 0.1, "bayes_best_posterior": 1.0}
+        return _finding(told | figures | {f"{name}{end}": value for name, value in figures.items() for end in ("_low", "_high")})
+
+    assert "shows the wall" in sure(rules.LEARNT / 2, rules.WALL + 1e-3)
+    assert "no wall" in sure(rules.LEARNT / 2, rules.WALL - 1e-3)
+    assert "not learnt" in sure(rules.LEARNT + 1e-3, 1.0)
 
 
 def test_a_crossing_is_what_interchange_calls_one():

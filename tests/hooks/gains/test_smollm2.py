@@ -22,12 +22,16 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Loaded:
+def read() -> Loaded:
     assert found is not None
     assert found.origin is not None
     (path,) = Path(found.origin).parent.glob("*.gguf")
     return models.load(str(path))
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Loaded:
+    return read()
 
 
 def test_seed4_with_and_without_the_sink(smollm2: Loaded) -> None:
@@ -62,14 +66,15 @@ def test_single_prompt_in_both_gauges(smollm2: Loaded) -> None:
     assert unit["final_mlp_gain"] == pytest.approx(64.7, rel=1e-3, abs=0)
 
 
-def test_folding_moves_attention_from_0_to_14_at_equal_logits(smollm2: Loaded) -> None:
-    """Last of the file: it changes the model."""
+def test_folding_moves_attention_from_0_to_14_at_equal_logits() -> None:
+    """On a model of its own, which it changes."""
     import torch
 
-    single = prompt_set(smollm2, "single")
+    raw = read()
+    single = prompt_set(raw, "single")
     with torch.no_grad():
-        before = smollm2.model(single.tokens[0][None]).log_softmax(-1)
-        bent = folded(smollm2)
+        before = raw.model(single.tokens[0][None]).log_softmax(-1)
+        bent = folded(raw)
         after = bent.model(single.tokens[0][None]).log_softmax(-1)
     torch.testing.assert_close(after, before, rtol=0.0, atol=2e-3)
     result = gains(bent, single).summary

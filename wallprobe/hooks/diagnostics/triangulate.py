@@ -76,7 +76,7 @@ def choose(specs: str | None, reference: str | None = None, ceiling: str | None 
 
     Raises:
         ConfigError: for roles without estimators, or as `Chosen`.
-        UnknownNameError: for an estimator that nobody has registered.
+        UnknownNameError: for a reference that nobody has registered.
     """
     if specs is None:
         if reference is not None or ceiling is not None:
@@ -85,9 +85,9 @@ def choose(specs: str | None, reference: str | None = None, ceiling: str | None 
     names = tuple(part.strip() for part in specs.split(",") if part.strip())
     if not names:
         raise ConfigError("--estimators names none; give for instance bp,spsa")
-    for name in names:
-        look_up("estimator", name.removesuffix(JAC).partition(":")[0], makers())
-    return Chosen(names, reference or names[0], ceiling)
+    first = reference or names[0]  # another one that nobody has registered is a reason in the table
+    look_up("training method", first.removesuffix(JAC).partition(":")[0], makers())
+    return Chosen(names, first, ceiling)
 
 
 def made(spec: str, subject: Subject, seed: int) -> Estimator:

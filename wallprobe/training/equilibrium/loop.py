@@ -327,7 +327,7 @@ def check(job: EqJob) -> None:
         UnknownNameError: for an estimator that nobody has registered.
     """
     if job.fixed_point:
-        look_up("estimator", job.method, makers())
+        look_up("training method", job.method, makers())
 
 
 @contextlib.contextmanager
