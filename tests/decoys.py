@@ -83,7 +83,7 @@ def _impostor(folder: Path, condition: str, *, weights_of: str, seed: int = 42) 
     source = BUNDLED / f"{weights_of}@42"
     shutil.copytree(source, folder)
     manifest = json.loads((source / "manifest.json").read_text())
-    manifest |= {"condition": condition, "seed": seed}
+    manifest |= {"run": condition, "condition": condition, "seed": seed}
     manifest["config"]["condition"]["name"] = condition
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
