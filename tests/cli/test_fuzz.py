@@ -70,11 +70,11 @@ def options_of(command):
 
 
 def cases(words, more=0):
-    """(name, arguments) of a command: three of the usual values for each option; all, and `more` random ones, where more are asked."""
+    """(name, arguments) of a command: two of the usual values for each option; all, and `more` random ones, where more are asked."""
     base = NAMES.get(" ".join(words), ["c0"])
     for name, option, values in options_of(COMMANDS[words]):
         drawn = random.Random(f"{words} {name}")
-        usual = values if more else drawn.sample(values, 3)
+        usual = values if more else drawn.sample(values, 2)
         for value in [*usual, *(hostile(drawn, values) for _ in range(more))]:
             if (option or name, value) in MEANT | ASKED:
                 continue

@@ -60,7 +60,7 @@ def test_json_is_one_object_with_a_record_a_cell(invoke, tmp_path):
 
 
 REFUSALS = [
-    (["--prompts", "none.jsonl"], "no file none.jsonl; give a .jsonl file of pairs"),
+    (["--prompts", "none.jsonl"], "--prompts none.jsonl is no file; give an existing one"),
     (["--src", "nowhere"], "'nowhere' is no language model: give a Hugging Face folder, a .gguf file or a hub id"),
     (["--src", "lost.gguf"], "no file lost.gguf; give an existing .gguf file"),
     (["--dst", "words"], "one and words have other tokenizers"),

@@ -12,7 +12,7 @@ from tests.store.kills import commands
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = list(commands(Path()))
-SHORT = ("train", "sweep", "stream", "equilibrium", "gallery build")  # the others are alike, and longer
+SHORT = ("train", "stream", "equilibrium", "gallery build")  # the others are alike, and longer
 
 
 def killed(name, folder, most):

@@ -1,6 +1,8 @@
 """Real weights: SmolLM2-135M from its GGUF file reproduces the figures measured by an independent script."""
 
+import copy
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,16 +24,12 @@ pytestmark = [
 ]
 
 
-def read() -> Loaded:
+@pytest.fixture(scope="module")
+def smollm2() -> Loaded:
     assert found is not None
     assert found.origin is not None
     (path,) = Path(found.origin).parent.glob("*.gguf")
     return models.load(str(path))
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Loaded:
-    return read()
 
 
 def test_seed4_with_and_without_the_sink(smollm2: Loaded) -> None:
@@ -66,11 +64,11 @@ def test_single_prompt_in_both_gauges(smollm2: Loaded) -> None:
     assert unit["final_mlp_gain"] == pytest.approx(64.7, rel=1e-3, abs=0)
 
 
-def test_folding_moves_attention_from_0_to_14_at_equal_logits() -> None:
-    """On a model of its own, which it changes."""
+def test_folding_moves_attention_from_0_to_14_at_equal_logits(smollm2: Loaded) -> None:
+    """On a copy, which it changes."""
     import torch
 
-    raw = read()
+    raw = replace(smollm2, model=copy.deepcopy(smollm2.model))
     single = prompt_set(raw, "single")
     with torch.no_grad():
         before = raw.model(single.tokens[0][None]).log_softmax(-1)
