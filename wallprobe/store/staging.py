@@ -89,8 +89,9 @@ def stage(store: Path, name: str, ending: str = TEMPORARY, *, folder: bool = Fal
     owner = Owner.here()
     path = store / HIDDEN / f"{name[:NAMED]}~{owner.host}~{owner.pid}~{owner.started}~{secrets.token_hex(4)}.{ending}"
     for _ in range(TRIES):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        # mkdir says "exists" of a folder that another process has removed before it looked again.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir() if folder else path.touch(exist_ok=False)
             return path
     raise OSError(errno.EBUSY, "its hidden folder is removed again and again", str(path.parent))
