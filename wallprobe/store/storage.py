@@ -231,7 +231,7 @@ def exclusive(path: Path, busy: str, wait: float = 0.0) -> Iterator[None]:
         except (
             FileNotFoundError,
             FileExistsError,
-        ) as error:  # the hidden folder was empty for a moment, and another process tidied it away
+        ) as error:  # the hidden folder was empty, and another process tidied it away
             if not left or path.parent.name != HIDDEN:
                 raise explain(error, path) from error
         except OSError as error:
