@@ -39,7 +39,8 @@ def test_nothing_is_told_of_nan(a, interval, noise):
 
 @given(FIGURES, FIGURES, st.floats(0, 1e6), INTERVALS, NOISES)
 def test_more_is_never_less_beyond(a, b, more, interval, noise):
-    if noise is not None and beyond(a, b, interval, noise):  # without one, what counts as rounding grows with the figure
+    noise = rounding(a + more, b) if noise is None else noise  # left out, it grows with the figure: held at its larger value
+    if beyond(a, b, interval, noise):
         moved = None if interval is None else (interval[0] + more, interval[1] + more)
         assert beyond(a + more, b, moved, noise)
         assert beyond(a + more, b, interval, noise)

@@ -60,12 +60,11 @@ def _check_sizes(shape: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     width = shape["d_model"]
     tables = {"embed.W_E": (shape["vocabulary"], width), "pos_embed.W_pos": (shape["n_ctx"], width)}
     wrong = [name for name, sizes in tables.items() if name not in state or tuple(state[name].shape) != sizes]
-    layers = shape["n_layers"]
-    beyond = [name for name in state if name.startswith("blocks.") and name.split(".")[1] not in map(str, range(min(layers, len(state))))]
-    if not wrong and not beyond and len({name.split(".")[1] for name in state if name.startswith("blocks.")}) != layers:
-        wrong = ["blocks"]
-    if wrong or beyond:
-        raise _misfit(shape, [*wrong, *sorted(beyond)])
+    layers, placed = shape["n_layers"], {name: name.split(".")[1] for name in state if name.startswith("blocks.")}
+    known = {str(layer) for layer in range(min(layers, len(state)))}
+    wrong += sorted(name for name, layer in placed.items() if layer not in known)
+    if wrong or len(set(placed.values())) != layers:
+        raise _misfit(shape, wrong or ["blocks"])
 
 
 def _misfit(shape: Mapping[str, Any], wrong: Sequence[str]) -> CheckpointError:
