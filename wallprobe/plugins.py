@@ -90,6 +90,16 @@ def _parts(group: str, name: str, value: Any, unfold: Callable[[Any], Iterable[P
         return []
 
 
+def distribution(group: str, part: Any) -> str | None:
+    """The package that brought a part to a group, by the module it is defined in; None for wallprobe's own."""
+    package = str(part.__module__).partition(".")[0]
+    if package == __package__:
+        return None
+    return next(
+        (entry.dist.name for entry in _entries(group) if entry.dist and entry.value.startswith((f"{package}.", f"{package}:"))), None
+    )
+
+
 def check_part(part: Any, wanted: type[Part]) -> Part:
     """The part itself.
 

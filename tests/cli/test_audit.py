@@ -117,7 +117,7 @@ def test_method_options_reach_the_method(invoke):
     assert json.loads(out)["manifest"]["config"]["options"] == {"beta": 0.5, "steps": 5}
     code, _, err = invoke("audit", "run", "--method", "dfa", *SMALL, "--option", "beta=1", "--no-baseline")
     assert code == 2
-    assert "training method dfa does not take these options" in err
+    assert "training method dfa does not take " in err
 
 
 def test_digits_by_dfa_fire_b_and_the_clamp_sets_the_figure(invoke):

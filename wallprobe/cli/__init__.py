@@ -80,7 +80,7 @@ COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 # Commands of several commands: in `COMMANDS` stands what makes them.
 GROUPS = MappingProxyType({"audit": audit.COMMANDS, "equilibrium": equilibrium.COMMANDS, "gallery": gallery.COMMANDS})
 
-TOLD = ("PluginWarning", "ModelCodeWarning")  # warnings of ours, one line each
+TOLD = ("PluginWarning", "ModelCodeWarning", "OtherBytesWarning")  # warnings of ours, one line each
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -113,6 +113,7 @@ def main() -> None:
     warnings.formatwarning = one_line
     endings.forgiving()
     try:
+        endings.check_folder()
         code = _run(sys.argv[1:])
         sys.stdout.flush()
     except Exception as error:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import Any
 
-from wallprobe.errors import WallprobeError
+from wallprobe.errors import ConfigError, WallprobeError
 
 BAD_INPUT, INTERNAL, INTERRUPTED, BROKEN_PIPE = 2, 70, 130, 141  # 128 + SIGINT, 128 + SIGPIPE
 TRACEBACK = "WALLPROBE_TRACEBACK"  # set: what has no line of its own is shown whole
@@ -46,7 +46,7 @@ def told(error: BaseException) -> tuple[int, str]:
         return BAD_INPUT, usage(error)
     if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
         return BROKEN_PIPE, ""
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _of_memory(error)):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | ImportError | OSError) and _of_memory(error)):
         return BAD_INPUT, MEMORY
     if isinstance(error, OSError):
         return BAD_INPUT, _of_system(error)
@@ -72,9 +72,17 @@ def usage(error: Any) -> str:
     return f"{error.format_message().rstrip('.')}{given}; see: {getattr(context, 'command_path', 'wallprobe')} --help"
 
 
-def _of_memory(error: RuntimeError) -> bool:
+def _of_memory(error: Exception) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or any(
-        words in str(error) for words in ("not enough memory", "out of memory", "can't allocate memory", "Invalid buffer size")
+        words in str(error)
+        for words in (
+            "not enough memory",
+            "out of memory",
+            "can't allocate memory",
+            "Invalid buffer size",
+            "failed to map segment",
+            "Cannot allocate memory",
+        )
     )
 
 
@@ -103,6 +111,18 @@ def _let_go() -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 os.dup2(nowhere, stream.fileno())
+
+
+def check_folder() -> None:
+    """Refuse to start in a folder that is gone: libraries end the process there without a word that helps.
+
+    Raises:
+        ConfigError: if it is.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError("the current folder is gone; change to one that is there (cd) and run this again") from error
 
 
 def forgiving() -> None:

@@ -162,8 +162,7 @@ def _remote(
     from wallprobe.hooks.gains.over_nnsight import remote_gains
 
     plain = loading.load_plain(name, place)
-    config = plain.model.config
-    chosen = encode(name, plain.tokenizer, int(config.max_position_embeddings), int(config.vocab_size), *sources)
+    chosen = encode(name, plain.tokenizer, loading.limits(plain), *sources)
     view.update(bar, description=f"gains {reading.short_name(name)} (nnsight)", total=len(chosen.tokens), completed=0)
     return remote_gains(plain, chosen, settings, remote, on_progress=common.follower(view, bar))
 

@@ -38,6 +38,10 @@ def reproduce(
     if chosen.from_results:
         raise ConfigError(f"'{area}' trains nothing; measure models (wallprobe gains MODEL...), then: wallprobe claims {area}")
     preset = preset or chosen.preset
+    if preset == "tiny":
+        raise ConfigError(
+            "preset tiny is over before anything is learnt, no study's figure can be held to it; give --preset small or paper"
+        )
     if chosen.audits is not None:
         _audit(chosen, parse_seeds(seeds), place.runs, jobs)
         found = chosen.read(preset, place.runs, bundled=False)

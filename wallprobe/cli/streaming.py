@@ -70,13 +70,15 @@ def run(
         held: bytes that `work` holds besides.
     """
     from wallprobe.hooks.attach.prompt_sets import encode
-    from wallprobe.hooks.gains.streaming import GIB, check_budget
+    from wallprobe.hooks.gains.streaming import check_budget
+    from wallprobe.models.limits import Limits
     from wallprobe.models.streamed import open_streamed
+    from wallprobe.store.memory import GIB
     from wallprobe.store.results import default_root
 
     model, short = open_streamed(name), reading.short_name(name)
     try:
-        chosen = encode(name, model.tokenizer, model.context, model.vocabulary, *sources)
+        chosen = encode(name, model.tokenizer, Limits(model.context, model.vocabulary), *sources)
         needed, whole = check_budget(model, chosen, room.budget, held(model, chosen) if held else 0), 4 * model.n_params
         told = f"streaming {short}: about {needed / GIB:.2f} GiB of memory, whole it would take {whole / GIB:.2f}"
         common.err().print(told, soft_wrap=True, markup=False)

@@ -1,18 +1,21 @@
 """The one seam to transformer-lens and transformers: load a model, build one, name its hooks. Nothing outside this folder makes one."""
 
 from wallprobe.models.building import build, build_equilibrium, hooked
+from wallprobe.models.limits import Limits, limits
 from wallprobe.models.loaded import SITES, Loaded, Plain, hook_name, on_input, pick_device, quiet
 from wallprobe.models.loading import OWNERLESS, load, load_plain, load_run
 
 __all__ = [
     "OWNERLESS",
     "SITES",
+    "Limits",
     "Loaded",
     "Plain",
     "build",
     "build_equilibrium",
     "hook_name",
     "hooked",
+    "limits",
     "load",
     "load_plain",
     "load_run",

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 
-from wallprobe.errors import ConfigError
+from wallprobe.errors import ConfigError, one_line
 from wallprobe.models.loaded import Loaded, quiet
-from wallprobe.models.sources import first_line
 
 FOLDED = 1e-3  # nats by which folding may move a log-probability
 
@@ -30,7 +29,7 @@ def folded(loaded: Loaded) -> Loaded:
             (model.enable_compatibility_mode if hasattr(model, "enable_compatibility_mode") else model.process_weights_)(**only)
             moved = float((model(tokens).log_softmax(-1) - before).abs().max())
     except Exception as error:
-        raise ConfigError(f"transformer-lens cannot fold {loaded.name} ({first_line(error)}); leave --fold out") from error
+        raise ConfigError(f"transformer-lens cannot fold {loaded.name} ({one_line(error)}); leave --fold out") from error
     if not moved <= FOLDED:
         raise ConfigError(
             f"folding by transformer-lens changes what {loaded.name} predicts (log-probabilities by {moved:.2g}): its gains would be "

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from wallprobe.errors import CheckpointError, UnknownNameError
+from wallprobe.errors import CheckpointError, UnknownNameError, one_line
 from wallprobe.models.guard import reading
 from wallprobe.models.loaded import quiet
-from wallprobe.models.sources import first_line, unreachable
+from wallprobe.models.sources import unreachable
 
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja")
 UNWANTED = ("*/*", "consolidated*")  # other formats, and Mistral's second copy of the weights
@@ -32,7 +32,7 @@ def fetch(source: str, *, runs: bool = True) -> Path:
     try:
         utils.validate_repo_id(repository)
     except utils.HFValidationError as error:
-        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({first_line(error)})") from error
+        raise UnknownNameError(f"'{source}' is no folder here and no hub id ({one_line(error)})") from error
     try:
         with quiet(), reading(source, network=True):
             patterns: dict[str, Any] = {"allow_patterns": list(WANTED), "ignore_patterns": list(UNWANTED)}

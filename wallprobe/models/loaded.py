@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from wallprobe.errors import ConfigError, InstrumentError, UnknownNameError
+from wallprobe.errors import ConfigError, InstrumentError, UnknownNameError, one_line
 from wallprobe.store import runs
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
@@ -29,9 +29,9 @@ def pick_device(name: str) -> str:
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{name}' cannot be used here ({str(error).splitlines()[0]}); give auto, cpu, cuda or mps") from error
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # the first holds NotImplementedError: torch's meta device holds no figures
+        raise ConfigError(f"device '{name}' cannot be used here ({one_line(error)}); give auto, cpu, cuda or mps") from error
     return name
 
 

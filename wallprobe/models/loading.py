@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from wallprobe.errors import CheckpointError, UnknownNameError
+from wallprobe.errors import CheckpointError, UnknownNameError, one_line
 from wallprobe.models.building import build, build_equilibrium
 from wallprobe.models.equilibrium import EqConfig
 from wallprobe.models.foreign import check_folder, needs_code, refuse_parts, tell_ignored
 from wallprobe.models.guard import reading
+from wallprobe.models.header import read_once
 from wallprobe.models.hub import fetch
 from wallprobe.models.loaded import Loaded, Plain, hook_name, quiet
 from wallprobe.models.sizes import SIZES, count
-from wallprobe.models.sources import check_complete, first_line, hash_files, refuse_encoder
+from wallprobe.models.sources import check_complete, hash_files, refuse_encoder
 from wallprobe.store import runs
 from wallprobe.store.weights import check_finite
 
@@ -105,7 +106,8 @@ def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: 
     options: dict[str, Any] = {**LOCAL} | ({"gguf_file": gguf} if gguf else {})
     with quiet():
         from transformers import AutoTokenizer
-    with quiet(), reading(source, folder):
+    once = read_once() if gguf else contextlib.nullcontext()
+    with quiet(), reading(source, folder), once:
         model, loading = _model(source, folder, options, weights=weights)
         refuse_parts(source, model.config)
         refuse_encoder(source, model.config)
@@ -115,7 +117,7 @@ def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: 
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         except Exception as error:
             wanted = needs_code(source, folder, error)
-            raise wanted or CheckpointError(f"{source} has no usable tokenizer beside its weights: {first_line(error)}") from error
+            raise wanted or CheckpointError(f"{source} has no usable tokenizer beside its weights: {one_line(error)}") from error
         if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):  # what transformers makes up where no file is
             raise CheckpointError(f"{source} has no tokenizer beside its weights; save one there: tokenizer.save_pretrained(folder)")
     tell_ignored(source, folder)
@@ -136,7 +138,14 @@ def _model(source: str, folder: Path, options: dict[str, Any], *, weights: bool)
             refuse_parts(source, config)  # before hours of reading, and before anything looks for a processor
             if weights:
                 safe = {} if "gguf_file" in options else {"use_safetensors": True}
-                model, loading = reader.from_pretrained(folder, **RAW, **options, **safe, output_loading_info=True)
+                asked = {
+                    **RAW,
+                    **options,
+                    **safe,
+                    "ignore_mismatched_sizes": True,
+                    "output_loading_info": True,
+                }  # `check_complete` names them
+                model, loading = reader.from_pretrained(folder, **asked)
                 return model, loading
             with torch.device("meta"):
                 return reader.from_config(config, **RAW, trust_remote_code=False), {}
@@ -144,7 +153,7 @@ def _model(source: str, folder: Path, options: dict[str, Any], *, weights: bool)
         raise
     except Exception as error:
         wanted = needs_code(source, folder, error)
-        raise wanted or CheckpointError(f"{source} cannot be loaded as a causal language model: {first_line(error)}") from error
+        raise wanted or CheckpointError(f"{source} cannot be loaded as a causal language model: {one_line(error)}") from error
 
 
 def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Plain:
@@ -190,7 +199,7 @@ def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> 
         )
     except Exception as error:
         kind = type(model).__name__
-        raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {first_line(error)}") from error
+        raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {one_line(error)}") from error
     setattr(bridge, SIZES, sizes)
     return bridge.eval()
 
@@ -222,7 +231,7 @@ def _load_hub(source: str, device: str) -> Loaded:
                 **options,
             )
         except Exception as error:
-            raise CheckpointError(f"{source} cannot be loaded by transformer-lens: {first_line(error)}") from error
+            raise CheckpointError(f"{source} cannot be loaded by transformer-lens: {one_line(error)}") from error
     return _loaded(source, "hub", model.eval(), model.tokenizer, plain.weight_hash)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wallprobe.errors import CheckpointError
+from wallprobe.models.header import read_once
 from wallprobe.store.storage import read_ahead
 
 
@@ -84,10 +85,11 @@ class Quantised:
 
 def unpacked_bytes(path: Path) -> int | None:
     """What a .gguf file's tensors take in fp32; None where the file does not tell, which its loading says better."""
-    from gguf import GGUFReader
+    import gguf
 
     try:
-        found: Any = GGUFReader(path).tensors
+        with read_once():
+            found: Any = gguf.GGUFReader(path).tensors
         return 4 * sum(int(tensor.n_elements) for tensor in found)
     except Exception:
         return None

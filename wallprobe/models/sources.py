@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wallprobe.errors import CheckpointError, UnknownNameError
+from wallprobe.errors import CheckpointError, UnknownNameError, one_line
 from wallprobe.store.storage import sha256_file
 
 ENCODERS = (
@@ -33,7 +33,12 @@ def hash_files(paths: list[Path]) -> str | None:
 
 
 def check_complete(source: str, loading: Mapping[str, Any]) -> None:
-    """Refuse what transformers only warns about: parameters that are not in the file are filled at random."""
+    """Refuse what transformers only warns about: parameters that are not in the file, or of another shape there, are filled at random."""
+    for name, found, wanted in sorted((str(one[0]), *one[1:3]) for one in loading.get("mismatched_keys", ())):
+        raise CheckpointError(
+            f"{source} holds {name} of shape {tuple(found)} where its config asks for {tuple(wanted)}: weights and config belong to two "
+            "models; fetch it again"
+        )
     missing = sorted(str(name) for name in loading.get("missing_keys", ()))
     if missing:
         raise CheckpointError(
@@ -47,7 +52,7 @@ def unreachable(source: str, error: Exception, *, runs: bool = True) -> UnknownN
         return UnknownNameError(f"model '{source}' is gated: accept its terms on the hub and log in (hf auth login), then run this again")
     return UnknownNameError(
         f"model '{source}' could not be fetched: it is unknown to the hub, not in the local cache, or the network is down "
-        f"({first_line(error)}); give a hub id, a local folder{', a .gguf file or a run name' if runs else ' or a .gguf file'}"
+        f"({one_line(error)}); give a hub id, a local folder{', a .gguf file or a run name' if runs else ' or a .gguf file'}"
     )
 
 
@@ -60,9 +65,3 @@ def refuse_encoder(source: str, config: Any) -> None:
     kind = str(getattr(config, "model_type", ""))
     if kind in ENCODERS and not getattr(config, "is_decoder", False):
         raise CheckpointError(f"{source} is an encoder ({kind}): it predicts no next token; give a causal decoder")
-
-
-def first_line(error: Exception) -> str:
-    """An error's first line, at most 200 characters; its type where it says nothing."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]

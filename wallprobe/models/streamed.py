@@ -3,6 +3,7 @@
 What it builds is no transformer-lens model, since one block at a time has no hooks of a whole.
 """
 
+import contextlib
 import copy
 import json
 import math
@@ -15,15 +16,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from wallprobe.errors import CheckpointError, UnknownNameError
+from wallprobe.errors import CheckpointError, UnknownNameError, one_line
 from wallprobe.models.foreign import check_folder, needs_code, refuse_parts, tell_ignored
 from wallprobe.models.guard import reading
+from wallprobe.models.header import read_once
 from wallprobe.models.hub import fetch
+from wallprobe.models.limits import of_config
 from wallprobe.models.loaded import quiet
 from wallprobe.models.quantised import Quantised, unpacked_bytes
 from wallprobe.models.shards import INDEX, SINGLE, Shards
 from wallprobe.models.sizes import count
-from wallprobe.models.sources import check_complete, first_line, hash_files, refuse_encoder
+from wallprobe.models.sources import check_complete, hash_files, refuse_encoder
 from wallprobe.models.strips import Crew, StripLinear
 
 ATTENTION, STACKS = ("self_attn", "attention", "attn"), ("layers", "h")
@@ -273,9 +276,10 @@ def open_streamed(source: str) -> Streamed:
         UnknownNameError, CheckpointError: as `resolve` and `Shards`; if the model is no causal decoder with a stack of blocks.
     """
     folder, kind = resolve(source)
-    config, model, tokenizer = _built(source, folder, gguf=kind == "gguf")
-    base, stack = _base(model)
-    shards = _quantised(folder, model, config) if kind == "gguf" else Shards(folder)
+    with read_once() if kind == "gguf" else contextlib.nullcontext():
+        config, model, tokenizer = _built(source, folder, gguf=kind == "gguf")
+        base, stack = _base(model)
+        shards = _quantised(folder, model, config) if kind == "gguf" else Shards(folder)
     blocks = getattr(base, stack)
     first = next(iter(blocks[0].state_dict()))
     prefix = next((p for p in (f"{model.base_model_prefix}.", "") if f"{p}{stack}.0.{first}" in shards.shapes), None)
@@ -286,14 +290,14 @@ def open_streamed(source: str) -> Streamed:
     parallel = bool(getattr(config, "use_parallel_residual", False)) or config.model_type in PARALLEL
     files = [folder] if kind == "gguf" else sorted(folder.glob("*.safetensors"))
     known = sum(path.stat().st_size for path in files) <= HASHED
-    context = int(getattr(config, "max_position_embeddings", getattr(config, "n_positions", 1 << 20)))
+    bounds = of_config(config)
     made = Streamed(
         source,
         kind,
         len(blocks),
         int(config.hidden_size),
-        context,
-        int(config.vocab_size),
+        bounds.context,
+        bounds.vocabulary,
         total,
         inner,
         parallel,
@@ -335,7 +339,7 @@ def _built(source: str, path: Path, *, gguf: bool) -> tuple[Any, Any, Any]:
             raise
         except Exception as error:
             wanted = needs_code(source, place, error)
-            raise wanted or CheckpointError(f"{source} cannot be built as a causal language model: {first_line(error)}") from error
+            raise wanted or CheckpointError(f"{source} cannot be built as a causal language model: {one_line(error)}") from error
     refuse_encoder(source, config)
     tell_ignored(source, place)
     return config, model, tokenizer
@@ -361,7 +365,7 @@ def _quantised(path: Path, model: Any, config: Any) -> Quantised:
             processor = table.TENSOR_PROCESSORS.get(config.model_type, table.TensorProcessor)(config=told)
             names = table.get_gguf_hf_weights_map(model, processor)
         except Exception as error:
-            raise CheckpointError(f"{path} cannot be streamed: {first_line(error)}; leave --stream out") from error
+            raise CheckpointError(f"{path} cannot be streamed: {one_line(error)}; leave --stream out") from error
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     return Quantised(path, names, shapes, lambda weights, name: processor.process(weights=weights, name=name).weights)
 

@@ -60,13 +60,26 @@ def parse_json(data: bytes, path: Path) -> Any:
         StoreError: if the bytes are anything else; `path` is named.
     """
     try:
+        return json_value(data)
+    except ValueError as error:
+        raise StoreError(f"{path} is not readable JSON ({error}); it is damaged or not ours") from error
+
+
+def json_value(data: bytes) -> Any:
+    """JSON values of bounded depth and integers, text that can be written again.
+
+    Raises:
+        ValueError: if the bytes are anything else.
+    """
+    try:
         value = json.loads(data.decode("utf-8"))
         _check_nesting(value, numbers=DIGITS.search(data) is not None)
         if SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError, MemoryError) as error:
-        why = str(error) if isinstance(error, ValueError) else f"nested more than {DEPTH} deep"
-        raise StoreError(f"{path} is not readable JSON ({why}); it is damaged or not ours") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("half a character: a lone surrogate") from error
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"nested more than {DEPTH} deep") from error
     return value
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ from wallprobe.store.staging import recover
 from wallprobe.store.storage import as_json, atomic_directory, read_json, sha256_file, write_within
 
 RECORD, ARRAYS = "result.json", "arrays.nc"
+DECIDES = ("threads", "device", "dtype")  # of the last digits, beside the packages' versions; none of them is in a Result's name
+
+
+class OtherBytesWarning(UserWarning):
+    """A Result replaced one of the same name whose bytes are others."""
 
 
 def default_root() -> Path:
@@ -122,7 +128,27 @@ class Result:
             write_within(staged / ARRAYS, bytes(self.data.to_netcdf(engine="scipy")))
             record = self.to_json() | {"table": list(self.table), "arrays_hash": sha256_file(staged / ARRAYS)}
             write_within(staged / RECORD, as_json(record))
+            _tell_other_bytes(folder, record)
         return folder
+
+
+def _tell_other_bytes(folder: Path, record: Mapping[str, Any]) -> None:
+    """Say on one line that a Result takes the place of one whose bytes are others, where threads, device or versions explain it."""
+    try:
+        before = read_json(folder / RECORD)
+        old, new = before["manifest"], record["manifest"]
+        if before["arrays_hash"] == record["arrays_hash"]:
+            return
+        told = {key: (old.get(key), new.get(key)) for key in DECIDES} | {
+            name: (old["versions"].get(name), version) for name, version in new["versions"].items()
+        }
+    except (StoreError, KeyError, TypeError, AttributeError):
+        return  # nothing there, or nothing that can be compared
+    others = [f"{key} {was} -> {now}" for key, (was, now) in told.items() if was != now]
+    if others:
+        warnings.warn(
+            f"{folder.name} replaces one with other bytes, made with other settings: {', '.join(others)}", OtherBytesWarning, stacklevel=3
+        )
 
 
 def load_result(folder: Path) -> Result:
@@ -144,9 +170,10 @@ def load_result(folder: Path) -> Result:
     try:
         data = read_file(arrays, ARRAY_BYTES)
     except StoreError as error:
-        raise StoreError(f"{arrays} is missing or altered ({error}); {again}") from error
-    if hashlib.sha256(data).hexdigest() != record["arrays_hash"]:
-        raise StoreError(f"{arrays} is missing or altered; {again}")
+        raise StoreError(f"{arrays} cannot be read ({error}); {again}") from error
+    found, expected = hashlib.sha256(data).hexdigest(), record["arrays_hash"]
+    if found != expected:
+        raise StoreError(f"{arrays} has SHA-256 {found[:12]}... where its record says {expected[:12]}...: it was altered; {again}")
     return Result(record["kind"], _arrays(data, table, arrays, again), table, record["summary"], manifest)
 
 

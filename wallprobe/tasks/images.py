@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wallprobe.errors import ConfigError, StoreError, look_up
+from wallprobe.errors import ConfigError, StoreError, look_up, one_line
 from wallprobe.rng import generator
 from wallprobe.store.runs import BUNDLED
 
@@ -168,7 +168,7 @@ def _hub(name: str, repository: str, pictures: str, labels: str, hint: str) -> I
             for part in ("train", "test")
         ]
     except Exception as error:
-        why = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        why = one_line(error)
         raise ConfigError(f"data '{name}' cannot be had from the hub's {repository} ({why}); {hint}, or use --data digits") from error
     channelled = [(drawn[:, None] if drawn.ndim == 3 else drawn.transpose(0, 3, 1, 2), which) for drawn, which in parts]
     return _standardise(name, repository, *channelled)

@@ -139,7 +139,7 @@ class RecurrenceTask(PrimeTask):
         """
         if entry.get("name", cls.name) != cls.name:
             raise ConfigError(f"this instrument reads linear recurrences, not task '{entry['name']}'; give a run of the task {cls.name}")
-        return cls(**{key: value for key, value in entry.items() if key != "name"})
+        return cls(**{key: value for key, value in entry.items() if key not in ("name", "plugin")})
 
     @property
     def suffix(self) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from wallprobe.errors import ConfigError, look_up
-from wallprobe.plugins import check_part, collect, first_of_name
+from wallprobe.errors import ConfigError, UnknownNameError, look_up
+from wallprobe.plugins import check_part, collect, distribution, first_of_name
 from wallprobe.tasks.backward import BackwardTask
 from wallprobe.tasks.heldout import HeldoutTask
 from wallprobe.tasks.opaque import OpaqueTask
@@ -15,6 +15,8 @@ from wallprobe.tasks.shuffled import ShuffledTask
 from wallprobe.tasks.sized import LengthTask, ModulusTask
 from wallprobe.tasks.task import Task
 from wallprobe.tasks.text import NAME as TEXT
+
+PLUGIN = "plugin"  # key of a manifest's task
 
 
 def built_in() -> Mapping[str, type[Task]]:
@@ -54,11 +56,22 @@ def from_manifest(entry: Mapping[str, Any]) -> Task:
     """The task of a run's manifest entry `task`; without a name it is the recurrence.
 
     Raises:
-        UnknownNameError, ConfigError: as `get_task`; for a run of text, whose exact answer nobody knows.
+        UnknownNameError, ConfigError: as `get_task`, naming the plugin that brought the task where the run was made; for a run of text,
+            whose exact answer nobody knows.
     """
     if entry.get("name") == TEXT:
         raise ConfigError("this run reads text, which has no exact answer to compare with; use triangulate, lr-sweep, branches or mixing")
-    return get_task(str(entry.get("name", RecurrenceTask.name)), **{key: value for key, value in entry.items() if key != "name"})
+    name = str(entry.get("name", RecurrenceTask.name))
+    if PLUGIN in entry and name not in tasks():
+        plugin = entry[PLUGIN]
+        raise UnknownNameError(f"no task named '{name}': the run was trained with plugin {plugin}, which is not installed here; install it")
+    return get_task(name, **{key: value for key, value in entry.items() if key not in ("name", PLUGIN)})
+
+
+def to_manifest(task: Task) -> dict[str, Any]:
+    """A run's manifest entry `task`: its name, its fields, and the plugin that brought it where it is none of ours."""
+    plugin = distribution("wallprobe.tasks", type(task))
+    return {"name": task.name, **({PLUGIN: plugin} if plugin else {}), **task.config()}
 
 
 def change(task: Task, **options: Any) -> Task:

@@ -15,6 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from wallprobe.errors import ConfigError
+from wallprobe.store.memory import require
+
+COPIES = 12  # of a table of answers that a measurement holds at once, measured on `eval` (16) and rounded down
 
 
 def is_prime(number: int) -> bool:
@@ -101,6 +104,19 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def posterior(self, tokens: Int[Tensor, "batch index"], dtype: torch.dtype = torch.float64) -> Posterior:
         """The exact Bayesian answer to sequences of 2 to `length` tokens, on their device; no loop over sequences."""
+
+    def check_room(self, count: int, option: str) -> None:
+        """Refuse more sequences than memory holds with their exact answers and a network's.
+
+        Args:
+            count: sequences.
+            option: what asks for them, such as `--sequences`.
+
+        Raises:
+            ConfigError: if they do not fit.
+        """
+        answers = float(count) * self.length * self.vocabulary * 8  # in fp64
+        require(COPIES * answers, f"{count:,} sequences of {self.length} tokens", f"a smaller {option}")
 
     def config(self) -> dict[str, Any]:
         """Name and fields as plain JSON; `registry.from_manifest` reads it back."""

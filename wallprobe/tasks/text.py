@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from wallprobe.errors import CheckpointError, ConfigError, StoreError, UnknownNameError
+from wallprobe.errors import CheckpointError, ConfigError, StoreError, UnknownNameError, one_line
 from wallprobe.rng import generator
 from wallprobe.store.runs import BUNDLED
+from wallprobe.store.texts import lines, read_text
 
 NAME = "text"
 GENESIS, TINYSTORIES = "genesis", "tinystories"
@@ -155,12 +156,7 @@ def _embedded() -> str:
 
 
 def _file(path: Path) -> str:
-    if not path.is_file():
-        raise UnknownNameError(f"no text file {path}; give an existing file, or leave it out for the embedded Genesis")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"text file {path} cannot be read as UTF-8 ({error}); give another") from error
+    return read_text(path, "text file", "an existing file, or leave it out for the embedded Genesis")
 
 
 def _stories(split: str, most: int) -> str:
@@ -175,7 +171,7 @@ def _stories(split: str, most: int) -> str:
             if size >= most:
                 break
     except Exception as error:
-        why = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        why = one_line(error)
         raise ConfigError(f"TinyStories cannot be had from the hub ({why}); {FALLBACK}") from error
     return "\n\n".join(found)
 
@@ -201,7 +197,7 @@ def _pieces(text: str, size: int) -> tuple[Encoder, tuple[str, ...]]:
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(text.splitlines()),
+            sentence_iterator=iter(lines(text)),
             model_writer=written,
             model_type="bpe",
             vocab_size=size,

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from wallprobe.errors import InstrumentError
 from wallprobe.models import Loaded
-
-GIB = 1 << 30
+from wallprobe.store.memory import GIB
 
 
 class LargeCacheWarning(UserWarning):

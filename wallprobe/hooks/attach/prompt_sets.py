@@ -6,7 +6,7 @@ No first token is added: the gains study's prompts went in without BOS (the auth
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wallprobe.errors import ConfigError
 from wallprobe.hooks.attach.prompt_texts import DATASET, DATASET_TOKENS, PROMPT_SETS, read_texts
-from wallprobe.models import Loaded
+from wallprobe.models import Limits, Loaded, limits
 from wallprobe.rng import generator
 from wallprobe.tasks.registry import from_manifest
 
@@ -75,27 +75,26 @@ def prompt_set(
         return _drawn(loaded, sequences, seed)
     if loaded.tokenizer is None:
         raise ConfigError(f"model {loaded.name} came without a tokenizer; save one beside its weights (tokenizer.save_pretrained)")
-    config = cast(Any, loaded.model).cfg
-    return encode(loaded.name, loaded.tokenizer, int(config.n_ctx), int(config.d_vocab), source, column, limit)
+    return encode(loaded.name, loaded.tokenizer, limits(loaded), source, column, limit)
 
 
 def encode(
-    model: str, tokenizer: Any, context: int, vocabulary: int, source: str | None, column: str | None = None, limit: int | None = None
+    model: str, tokenizer: Any, bounds: Limits, source: str | None, column: str | None = None, limit: int | None = None
 ) -> PromptSet:
     """Prompts as a tokenizer's ids. Those of a data set are cut at 128 tokens; any other that is too long is refused.
 
     Args:
         model: name, for messages.
         tokenizer: Hugging Face tokenizer.
-        context, vocabulary: the most tokens the model reads, and how many it knows.
+        bounds: how many tokens the model reads and knows.
         source, column, limit: as `prompt_set`.
     """
     name, texts = read_texts(source or "seed4", column, limit)
-    cut = min(DATASET_TOKENS, context) if (source or "").startswith(DATASET) else None
+    cut = min(DATASET_TOKENS, bounds.context) if (source or "").startswith(DATASET) else None
     tokens, pieces = [], []
     for text in texts:
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])[:cut]
-        _check(model, context, vocabulary, text, ids)
+        bounds.check(model, f"prompt '{text if len(text) <= 40 else text[:37] + '...'}'", ids)
         tokens.append(torch.tensor(ids, dtype=torch.int64))
         pieces.append(tuple(str(tokenizer.decode([number])) for number in ids))
     return PromptSet(name, texts, tuple(tokens), tuple(pieces))
@@ -103,16 +102,8 @@ def encode(
 
 def _drawn(loaded: Loaded, sequences: int, seed: int) -> PromptSet:
     assert loaded.run is not None
-    drawn = from_manifest(loaded.run.manifest["task"]).sample(sequences, generator(seed, "gains", "sequences")).tokens
+    task = from_manifest(loaded.run.manifest["task"])
+    task.check_room(sequences, "--sequences")
+    drawn = task.sample(sequences, generator(seed, "gains", "sequences")).tokens
     rows = [[str(number) for number in row.tolist()] for row in drawn]
     return PromptSet("task", tuple(" ".join(row) for row in rows), tuple(drawn), tuple(tuple(row) for row in rows), seed)
-
-
-def _check(model: str, context: int, vocabulary: int, text: str, ids: list[int]) -> None:
-    shown = text if len(text) <= 40 else f"{text[:37]}..."
-    if not ids:
-        raise ConfigError(f"prompt '{shown}' has no tokens under the tokenizer of {model}; change or remove it")
-    if len(ids) > context:
-        raise ConfigError(f"prompt '{shown}' has {len(ids)} tokens, {model} reads at most {context}; shorten it")
-    if max(ids) >= vocabulary:
-        raise ConfigError(f"prompt '{shown}' has token id {max(ids)}, {model} knows {vocabulary}: its tokenizer is another model's")

@@ -1,14 +1,13 @@
 """Where prompts come from as text: built-in sets, a file (txt, jsonl, csv) or a data set of the `datasets` library."""
 
-import csv
-import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from wallprobe.errors import CheckpointError, ConfigError, UnknownNameError
+from wallprobe.errors import CheckpointError, ConfigError, UnknownNameError, one_line
+from wallprobe.store.texts import json_lines, lines, read_text, table
 
 SEED4 = (
     "The capital of France is Paris, which is known for the Eiffel Tower.",
@@ -86,46 +85,27 @@ def read_texts(source: str, column: str | None = None, limit: int | None = None)
     if source.startswith(DATASET):
         return _dataset(source.removeprefix(DATASET), column, limit or DATASET_ROWS)
     path = Path(source)
-    if not path.is_file():
-        raise UnknownNameError(f"no prompt set or file '{source}'; give {ACCEPTED}, or one of: {', '.join(PROMPT_SETS)}")
-    try:
-        found = list(islice(_lines(path, column), limit))
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"prompt file {source} cannot be read as UTF-8 text ({error}); save it as UTF-8, one prompt a line") from error
+    text = read_text(path, "prompt set or file", f"{ACCEPTED}, or one of: {', '.join(PROMPT_SETS)}")
+    found = list(islice((value.strip() for value in _values(path, text, column) if value.strip()), limit))
     if not found:
         raise ConfigError(f"prompt file {source} holds no prompt; write one a line")
     return path.name, tuple(found)
 
 
-def _lines(path: Path, column: str | None) -> Iterator[str]:
-    """The prompts of a file, blank ones skipped."""
-    text = path.read_text(encoding="utf-8-sig")
-    values: Iterator[str]
+def _values(path: Path, text: str, column: str | None) -> Iterator[str]:
+    """The prompts of a file, blank ones among them."""
     if path.suffix == ".jsonl":
-        values = (_json_text(path, number, line, column) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+        for where, value in json_lines(text, f"prompt file {path}", "a string or an object a line"):
+            one = value.get(_pick(list(value), column, where)) if isinstance(value, dict) else value
+            if not isinstance(one, str):
+                raise ConfigError(f"{where} holds no text but {type(one).__name__}; write a string or an object")
+            yield one
     elif path.suffix == ".csv":
-        values = _csv_texts(path, text, column)
+        names, rows = table(text, f"prompt file {path}")
+        name = _pick(names, column, f"prompt file {path}")
+        yield from (row[name] for row in rows)
     else:
-        values = iter(text.splitlines())
-    return (value.strip() for value in values if value.strip())
-
-
-def _json_text(path: Path, number: int, line: str, column: str | None) -> str:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"line {number} of prompt file {path} is not JSON ({error}); write a string or an object a line") from error
-    if isinstance(value, dict):
-        value = value.get(_pick(list(value), column, f"line {number} of prompt file {path}"))
-    if not isinstance(value, str):
-        raise ConfigError(f"line {number} of prompt file {path} holds no text but {type(value).__name__}; write a string or an object")
-    return value
-
-
-def _csv_texts(path: Path, text: str, column: str | None) -> Iterator[str]:
-    rows = csv.DictReader(text.splitlines(keepends=True))
-    name = _pick(list(rows.fieldnames or []), column, f"prompt file {path}")
-    return (row[name] or "" for row in rows)
+        yield from lines(text)
 
 
 def _pick(names: list[str], column: str | None, where: str) -> str:
@@ -155,7 +135,7 @@ def _dataset(given: str, column: str | None, limit: int) -> tuple[str, tuple[str
     except CheckpointError:
         raise
     except Exception as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        why = one_line(error)
         raise UnknownNameError(
             f"data set '{given}' could not be read ({why}); give datasets:ID[:CONFIG][@SPLIT], in the local cache when offline"
         ) from error

@@ -33,7 +33,8 @@ def check(backend: str, remote: str = "none") -> None:
     if remote != "none" and backend != "nnsight":
         raise ConfigError(f"--remote {remote} goes through nnsight; add --backend nnsight")
     if backend == "nnsight" and importlib.util.find_spec("nnsight") is None:
-        raise ConfigError("--backend nnsight needs nnsight, which is not installed: pip install 'wallprobe[remote]'")
+        asked = f"--remote {remote}" if remote != "none" else "--backend nnsight"
+        raise ConfigError(f"{asked} needs nnsight, which is not installed: pip install 'wallprobe[remote]'")
 
 
 class Tracer:

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError
 from wallprobe.hooks.attach.prompt_sets import encode
-from wallprobe.models import Loaded
+from wallprobe.models import Limits, Loaded, limits
 from wallprobe.models.equilibrium import EqConfig, PlainEquilibrium, fill
 from wallprobe.rng import generator
 from wallprobe.store import runs
+from wallprobe.store import texts as store_texts
 from wallprobe.tasks import text as texts
 from wallprobe.tasks.registry import from_manifest
 from wallprobe.training.estimators.protocol import Batch
@@ -158,11 +159,9 @@ def _windows_of_run(loaded: Loaded, wanted: Wanted) -> tuple[list[Batch], str]:
 
 def _prompt_batches(loaded: Loaded, wanted: Wanted) -> tuple[list[Batch], str]:
     """Prompts dealt out to the batches and to the held-out one, in order."""
-    config: Any = loaded.model.cfg
     if loaded.tokenizer is None:
         raise ConfigError(f"model {loaded.name} came without a tokenizer; save one beside its weights (tokenizer.save_pretrained)")
-    limits = int(config.n_ctx), int(config.d_vocab)
-    found = encode(loaded.name, loaded.tokenizer, *limits, wanted.prompts or PROMPTS, wanted.column, wanted.limit)
+    found = encode(loaded.name, loaded.tokenizer, limits(loaded), wanted.prompts or PROMPTS, wanted.column, wanted.limit)
     rows = [row for row in found.tokens if len(row) > 1]
     chunks = wanted.batches + 1
     size = wanted.size or len(rows) // chunks
@@ -188,11 +187,12 @@ def _text_batches(loaded: Loaded, wanted: Wanted) -> tuple[list[Batch], str]:
     if loaded.tokenizer is None:
         raise ConfigError(f"model {loaded.name} came without a tokenizer; save one beside its weights (tokenizer.save_pretrained)")
     text = read_text(str(wanted.text))
-    config: Any = loaded.model.cfg
-    length = wanted.length or min(WINDOW, int(config.n_ctx))
-    if length > int(config.n_ctx):
-        raise ConfigError(f"windows of {length} tokens are longer than {loaded.name} reads ({config.n_ctx}); give a smaller --length")
+    bounds = limits(loaded)
+    length = wanted.length or min(WINDOW, bounds.context)
+    if length > bounds.context:
+        raise ConfigError(f"windows of {length} tokens are longer than {loaded.name} reads ({bounds.context}); give a smaller --length")
     ids = torch.tensor(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+    Limits(len(ids), bounds.vocabulary).check(loaded.name, f"text file {wanted.text}", ids.tolist())
     return windows(ids, length, wanted.size or 4, wanted.batches + 1, wanted), Path(str(wanted.text)).name
 
 
@@ -216,16 +216,7 @@ def read_text(source: str) -> str:
         UnknownNameError: if it is not there.
         ConfigError: if it is not UTF-8 text, or blank.
     """
-    path = Path(source)
-    if not path.is_file():
-        raise UnknownNameError(f"no text file '{source}'; give an existing UTF-8 file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"text file {source} cannot be read as UTF-8 ({error}); save it as UTF-8") from error
-    if not text.strip():
-        raise ConfigError(f"text file {source} is blank")
-    return text
+    return store_texts.read_text(source, "text file", "an existing UTF-8 file")
 
 
 @torch.no_grad()

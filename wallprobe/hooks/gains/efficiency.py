@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wallprobe import stats
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError
+from wallprobe.store import texts
 
 LEAST_SEEN = 0.5  # of the scored tokens; below, most of the unigram's perplexity is its guess about the unseen
 OTHERS = "the other prompts"
@@ -88,18 +89,9 @@ def read_text(path: str | Path) -> str:
 
     Raises:
         UnknownNameError: if there is no such file.
-        ConfigError: if it cannot be read or is empty.
+        ConfigError: if it cannot be read or is blank.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UnknownNameError(f"no text '{path}' to count tokens of; give a UTF-8 file: --unigram FILE")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"text {path} cannot be read as UTF-8 ({error}); save it as UTF-8") from error
-    if not text.strip():
-        raise ConfigError(f"text {path} is empty; give one with tokens to count")
-    return text
+    return texts.read_text(path, "text to count tokens of", "a UTF-8 file: --unigram FILE")
 
 
 def text_tokens(tokenizer: Any, path: str | Path) -> Int[Tensor, "_"]:

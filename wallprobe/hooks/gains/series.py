@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from wallprobe import models
-from wallprobe.errors import CheckpointError, ConfigError
+from wallprobe.errors import CheckpointError, ConfigError, one_line
 from wallprobe.findings import difference, foremost, side
-from wallprobe.models.sources import first_line
 from wallprobe.store import runs
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
@@ -179,7 +178,7 @@ def load_step(source: str, step: int, root: Path | None, device: str) -> models.
     try:
         model = models.build(shape, state, device)
     except (CheckpointError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{path} is no snapshot of run {run.name} ({first_line(error)}); train it again") from error
+        raise CheckpointError(f"{path} is no snapshot of run {run.name} ({one_line(error)}); train it again") from error
     return models.Loaded(f"{run.name} step {step}", "run", model, shape["n_layers"], shape["d_model"], sha256_file(path), run=run)
 
 

@@ -26,10 +26,10 @@ from wallprobe.models.ahead import Ahead, buffer_bytes, can_pass_cache
 from wallprobe.models.streamed import Streamed
 from wallprobe.models.strips import STRIP, Crew
 from wallprobe.store.manifest import Stopwatch
+from wallprobe.store.memory import GIB, available_bytes
 from wallprobe.store.results import Result
 from wallprobe.store.storage import discard, ensure_directory, write_atomic
 
-GIB = 1 << 30
 BASE = 600 << 20  # what Python, torch and transformers take themselves
 STATE, KEY, SEEN = "stream.safetensors", "key", "seen."
 EVERY = 5.0  # seconds between two savings of what was done
@@ -83,15 +83,6 @@ def anonymous_bytes() -> int | None:
     return next((1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("RssAnon")), None)
 
 
-def available_bytes() -> int | None:
-    """Memory that is free for use now; None where the system does not tell."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable")), None)
-
-
 def parse_size(text: str) -> int:
     """Bytes of a size as typed: 8GiB, 500M, 1.5G.
 
@@ -105,10 +96,9 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
-def default_budget() -> int | None:
-    """Four fifths of the memory that is free now; None where the system does not tell."""
-    free = available_bytes()
-    return None if free is None else free * 4 // 5
+def default_budget() -> int:
+    """Four fifths of the memory that is free now."""
+    return available_bytes() * 4 // 5
 
 
 def estimate_bytes(model: Streamed, prompts: PromptSet, more: int = 0, *, past_cache: bool = False) -> int:
@@ -134,7 +124,7 @@ def estimate_bytes(model: Streamed, prompts: PromptSet, more: int = 0, *, past_c
 def passes_cache(model: Streamed, prompts: PromptSet, max_ram: int | None, more: int = 0) -> bool:
     """Whether blocks are read past the system's cache: where it cannot hold half of the checkpoint beside all else, and two buffers fit."""
     free, read = available_bytes(), sum(model.shards.sizes.values())
-    if free is None or read < free // 2 or not can_pass_cache(model.shards):
+    if read < free // 2 or not can_pass_cache(model.shards):
         return False
     return max_ram is None or estimate_bytes(model, prompts, more, past_cache=True) <= max_ram
 

@@ -91,6 +91,7 @@ def ablate(run: Run, request: Ablation, *, device: str = "cpu", on_cell: Callabl
     """
     watch = Stopwatch()
     task, horizon, layers, indices = _resolve(run, request)
+    task.check_room(request.sequences, "--sequences")
     programs = task.sample_programs(request.sequences, generator(request.seed, "ablation"))
     tokens = programs.tokens[programs.tokens[:, 0] != programs.tokens[:, 1]]
     loaded = models.load_run(run, device)

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from wallprobe import stats
 from wallprobe.errors import ConfigError
-from wallprobe.hooks.attach.cache import GIB
 from wallprobe.hooks.attach.resume import predicted_bytes
 from wallprobe.hooks.attach.sites import module_site
 from wallprobe.hooks.attach.stacks import Stack
 from wallprobe.hooks.interchange.sweep_report import FLIPS, Place
+from wallprobe.store.memory import GIB
 
 
 def clean_bytes(stack: Stack, rows: int, length: int) -> int:

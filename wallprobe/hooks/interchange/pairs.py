@@ -31,6 +31,7 @@ def draw_pairs(task: RecurrenceTask, horizon: int, count: int, seed: int) -> Pai
         ConfigError: if fewer than 3 pairs remain.
     """
     rng = generator(seed, "interchange pairs")
+    task.check_room(2 * count, "--pairs")
     donor, base = task.sample_programs(count, rng), task.sample_programs(count, rng)
     p = task.modulus
     rule = (donor.slope * base.tokens[:, horizon - 1] + donor.offset) % p

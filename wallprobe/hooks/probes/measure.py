@@ -99,6 +99,7 @@ def probe(
     models.hook_name(0, site)
     chosen = _layers(run, layers)
     task = from_manifest(run.manifest["task"])
+    task.check_room(n, "number of sequences")
     drawn = task.sample(n, generator(seed, "probe"))
     wanted = check_targets(targets, drawn, task)
     tell("load")

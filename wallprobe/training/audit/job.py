@@ -13,7 +13,7 @@ from wallprobe.training.audit import wall
 from wallprobe.training.audit.quantities import Lens
 from wallprobe.training.audit.thresholds import Thresholds
 from wallprobe.training.estimators.nets import BROADCASTS, NETS, Net, Sizes, build_net
-from wallprobe.training.estimators.protocol import makers
+from wallprobe.training.estimators.protocol import check_options, makers
 
 STOPS = ("degenerate",)
 USUAL_DATA = "digits"  # of whoever names none; the wall's transformer takes its own task
@@ -78,6 +78,7 @@ class AuditJob:
         ):
             if name not in known:
                 raise UnknownNameError(f"no {what} named '{name}'; there are: {', '.join(known)}")
+        check_options(self.method, dict(self.options) | ({"penalty": self.penalty} if self.penalty else {}))
         if (self.arch == wall.ARCH) != (self.data == wall.DATA):
             raise ConfigError(
                 f"architecture {self.arch} does not read {self.data}: {wall.ARCH} goes with {wall.DATA}, others with pictures"

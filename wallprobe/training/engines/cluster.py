@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from wallprobe.errors import ConfigError, WallprobeError
+from wallprobe.errors import ConfigError, WallprobeError, one_line
 from wallprobe.store.runs import RunName
 from wallprobe.training.engines import Event, Task, perform
 from wallprobe.training.wall.loop import Progress, StopTraining
@@ -111,8 +111,7 @@ class RayEngine:
             with _stdout_to_stderr():
                 self._ray.init(**where, **quiet)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"Ray cannot be reached ({first}); check $RAY_ADDRESS, or unset it to start a Ray here") from error
+            raise ConfigError(f"Ray cannot be reached ({one_line(error)}); check $RAY_ADDRESS, or unset it to start a Ray here") from error
 
     def submit(self, task: Task) -> None:
         """Hand the task to Ray."""
@@ -132,7 +131,7 @@ class RayEngine:
         except self._ray.exceptions.RayTaskError as error:
             return Event(name, "failed", message=str(error.cause) or type(error.cause).__name__)
         except self._ray.exceptions.RayError as error:
-            return Event(name, "lost", message=str(error).strip().splitlines()[0])
+            return Event(name, "lost", message=one_line(error))
         return Event(name, kind, record=record, message=message)
 
     def stop(self, grace: float) -> None:

@@ -4,6 +4,7 @@ Entry points of group `wallprobe.estimators` are functions that return a mapping
 `maker(model, seed, **options)` and returns an Estimator.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -108,8 +109,22 @@ def make_estimator(name: str, model: nn.Module, seed: int, **options: Any) -> Es
         UnknownNameError: if there is none; the message lists those there are.
         ConfigError: for an option it does not have.
     """
-    make = look_up("training method", name, makers())
+    check_options(name, options)
+    return makers()[name](model, seed, **options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a training method does not have, before anything is made for it.
+
+    Raises:
+        UnknownNameError: if there is no such method; the message lists those there are.
+        ConfigError: naming the options it has.
+    """
+    signature = inspect.signature(look_up("training method", name, makers()))
     try:
-        return make(model, seed, **options)
+        signature.bind(None, 0, **options)
     except TypeError as error:
-        raise ConfigError(f"training method {name} does not take these options ({error})") from error
+        known = ", ".join(list(signature.parameters)[2:]) or "none"
+        raise ConfigError(
+            f"training method {name} does not take {', '.join(options) or 'no options'} ({error}); it has: {known}"
+        ) from error

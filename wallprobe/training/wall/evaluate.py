@@ -77,6 +77,7 @@ def fresh(run: Run, sequences: int = SEQUENCES, seed: int = 0, task: Task | None
         task = own
     horizon += task.start - own.start
     _check_fit(run, task, horizon)
+    task.check_room(sequences, "--sequences")
     drawn = task.sample(sequences, generator(seed, "evaluate"))
     return Sample(task, horizon, drawn, task.posterior(drawn.tokens))
 

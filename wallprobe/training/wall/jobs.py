@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError, UnknownNameError, look_up
 from wallprobe.store import runs
 from wallprobe.tasks.recurrence import RecurrenceTask
 from wallprobe.tasks.task import Task
 from wallprobe.training.wall import lean
 from wallprobe.training.wall.conditions import Condition
 from wallprobe.training.wall.recipes import Recipe
+from wallprobe.training.wall.signals import ROUTES, SIGNALS
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Job:
     seed: int = runs.DEFAULT_SEED
     task: Task = field(default_factory=RecurrenceTask)
     teacher: str | None = None
+
+    def __post_init__(self) -> None:
+        look_up("signal", self.condition.signal, SIGNALS)
+        look_up("route", self.condition.route, ROUTES)
 
     @property
     def name(self) -> runs.RunName:

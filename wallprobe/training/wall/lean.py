@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wallprobe.errors import CheckpointError
 from wallprobe.rng import generator
+from wallprobe.store.memory import require
 from wallprobe.training.wall.signals import NUDGE
 
 Params = dict[str, Tensor]
@@ -81,6 +82,17 @@ class Shape:
     def d_mlp(self) -> int:
         """Width of the MLP's hidden layer."""
         return 4 * self.d_model
+
+    def check_room(self, batch: int) -> None:
+        """Refuse what does not fit in memory: parameters, gradients and two moments, and what a backward pass keeps.
+
+        Raises:
+            ConfigError: if it does not.
+        """
+        parameters = self.n_layers * 12 * self.d_model**2 + (2 * self.vocabulary + self.n_ctx) * self.d_model
+        kept = self.n_layers * batch * self.n_ctx * (16 * self.d_model + self.n_heads * self.n_ctx)
+        what = f"{self.n_layers} layers of width {self.d_model} and a batch of {batch} sequences of {self.n_ctx} tokens"
+        require(4.0 * (4 * parameters + kept), what, "a smaller --width, --depth, batch or task")
 
 
 def init_params(shape: Shape, seed: int, embedding_std: float = 1.0) -> Params:

@@ -25,6 +25,7 @@ from wallprobe.store.manifest import Stopwatch, provenance, source_commit
 from wallprobe.store.reading import is_there
 from wallprobe.store.staging import sweep
 from wallprobe.store.storage import discard, ensure_directory, exclusive, lock_path, sha256_file, write_atomic, write_json
+from wallprobe.tasks.registry import to_manifest
 from wallprobe.training.wall import lean, optim
 from wallprobe.training.wall.batches import DRAW, Block, draw_block
 from wallprobe.training.wall.conditions import Schedule
@@ -58,6 +59,7 @@ class Trainer:
         self.job, self.folder, self.device, self.compiled = job, folder, device, compile
         self.step_number, self.seconds, self.log = 0, 0.0, list[dict[str, float]]()
         recipe, condition = job.recipe, job.condition
+        job.shape.check_room(recipe.batch)
         fresh = lean.init_params(job.shape, job.seed, recipe.embedding_std)
         fresh |= lean.init_endogenous(job.shape, job.seed, condition.endogenous)
         if condition.route in SCALAR_ROUTES:
@@ -397,7 +399,7 @@ def _finish(trainer: Trainer, root: Path | None) -> runs.Run:
         steps=job.recipe.steps,
         horizon=job.horizon,
         shape=asdict(job.shape),
-        task={"name": job.task.name, **job.task.config()},
+        task=to_manifest(job.task),
         parameters=sum(tensor.numel() for tensor in state.values()),
         weight_hash=sha256_file(folder / runs.WEIGHTS),
         weight_bytes=(folder / runs.WEIGHTS).stat().st_size,

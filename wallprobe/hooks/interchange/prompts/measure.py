@@ -182,11 +182,8 @@ def plan(request: PromptRequest, plain: models.Plain, pairs: PromptPairs) -> tup
     if any(sites.module_site(site) == "z" for site in request.sites) and both[0].d_heads != both[1].d_heads:
         wide = f"{both[0].d_heads} and {both[1].d_heads}"
         raise ConfigError(f"the heads of {request.src} and {request.dst} are {wide} wide; leave out site z")
-    length = pairs.clean.shape[1]
     for model in (plain, dst):
-        longest = getattr(model.model.config, "max_position_embeddings", length)
-        if length > longest:
-            raise ConfigError(f"{model.name} reads {longest} tokens, the prompts have {length}; give shorter ones")
+        pairs.check(model.name, models.limits(model))
     return request, _places(request, both, pairs)
 
 

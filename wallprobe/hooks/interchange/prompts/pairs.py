@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from wallprobe.errors import ConfigError, UnknownNameError
+from wallprobe.errors import ConfigError
+from wallprobe.models import Limits
+from wallprobe.store.texts import json_lines, read_text
 
 FIELDS = ("clean", "corrupt", "answer", "wrong")
 
@@ -42,6 +43,20 @@ class PromptPairs:
     answers: tuple[tuple[str, str], ...]
     data_hash: str
 
+    def check(self, model: str, bounds: Limits) -> None:
+        """Refuse pairs that a model cannot read.
+
+        Raises:
+            ConfigError: naming the first, if its prompts are too long or hold tokens that the model does not know.
+        """
+        for number, row in enumerate(torch.cat([self.clean, self.corrupt], dim=1).tolist(), 1):
+            half = len(row) // 2
+            bounds.check(model, f"the clean prompt of pair {number}", row[:half])
+            bounds.check(model, f"the corrupt prompt of pair {number}", row[half:])
+        answers = Limits(2, bounds.vocabulary)
+        for number, pair in enumerate(zip(self.answer.tolist(), self.wrong.tolist(), strict=True), 1):
+            answers.check(model, f"an answer of pair {number}", pair)
+
 
 def read_pairs(path: Path, tokenizer: Any) -> PromptPairs:
     """Read and tokenize a file of pairs.
@@ -51,22 +66,16 @@ def read_pairs(path: Path, tokenizer: Any) -> PromptPairs:
         ConfigError: if it is not UTF-8 text, or all answers are one; naming the first line that is no pair, whose prompts differ in
             length from the others, or whose answers are not one token each.
     """
-    if not path.is_file():
-        raise UnknownNameError(f"no file {path}; give a .jsonl file of pairs, one object a line with {', '.join(FIELDS)}")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path.name} cannot be read as UTF-8 text ({error}); save it as UTF-8, one object a line") from error
+    accepted = f"a .jsonl file of pairs, one object a line with {', '.join(FIELDS)}"
+    content = read_text(path, "file of pairs", accepted)
     rows: list[tuple[list[int], list[int], int, int]] = []
-    # Not splitlines: JSON allows line separators of Unicode within its strings.
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            rows.append(_row(f"line {number} of {path.name}", line, tokenizer))
-            if len(rows[-1][0]) != len(rows[0][0]):
-                raise ConfigError(
-                    f"line {number} of {path.name} has prompts of {len(rows[-1][0])} tokens, the first {len(rows[0][0])}: an index "
-                    "would not mean the same place; give prompts of one length a file"
-                )
+    for where, given in json_lines(content, path.name, f"an object with {', '.join(FIELDS)}"):
+        rows.append(_row(where, given, tokenizer))
+        if len(rows[-1][0]) != len(rows[0][0]):
+            raise ConfigError(
+                f"{where} has prompts of {len(rows[-1][0])} tokens, the first {len(rows[0][0])}: an index "
+                "would not mean the same place; give prompts of one length a file"
+            )
     if len(rows) < 2:
         raise ConfigError(f"{path.name} holds {len(rows)} pairs; give at least 2, for the random donor is another pair's")
     clean, corrupt, answer, wrong = (torch.tensor(column) for column in zip(*rows, strict=True))
@@ -82,11 +91,7 @@ def read_pairs(path: Path, tokenizer: Any) -> PromptPairs:
     return PromptPairs(clean, corrupt, answer, wrong, pieces, corrupt_pieces, answers, hashlib.sha256(content.encode()).hexdigest())
 
 
-def _row(where: str, line: str, tokenizer: Any) -> tuple[list[int], list[int], int, int]:
-    try:
-        given = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where} is not JSON ({error}); write an object with {', '.join(FIELDS)}") from error
+def _row(where: str, given: Any, tokenizer: Any) -> tuple[list[int], list[int], int, int]:
     if not isinstance(given, dict):
         raise ConfigError(f"{where} is no JSON object; write one with {', '.join(FIELDS)}")
     missing = [field for field in FIELDS if field not in given]
