@@ -60,7 +60,8 @@ def test_a_mark_and_carriage_returns_change_nothing(mark, end, tmp_path):
 def test_a_csv_field_may_be_long_and_hold_lines():
     long = "word " * 100_000
     names, rows = table(f'text,more\n"{long}","a\nb"\n', "a.csv")
-    assert names == ["text", "more"] and rows == [{"text": long, "more": "a\nb"}]
+    assert names == ["text", "more"]
+    assert rows == [{"text": long, "more": "a\nb"}]
 
 
 HOSTILE = {
@@ -83,7 +84,9 @@ def test_whatever_is_no_json_line_gets_one_line(name, kind, readers, tmp_path):
     (tmp_path / name).write_bytes(HOSTILE[kind])
     with pytest.raises(WallprobeError) as caught:
         readers[name](tmp_path / name)
-    assert name in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.csv", "windows.txt", "counted.txt", "training.txt"])
@@ -92,7 +95,8 @@ def test_whatever_is_no_text_gets_one_line(name, kind, readers, tmp_path):
     (tmp_path / name).write_bytes(HOSTILE[kind])
     with pytest.raises(WallprobeError) as caught:
         readers[name](tmp_path / name)
-    assert name in str(caught.value) and "\n" not in str(caught.value)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_every_reader_names_a_file_that_is_not_there(readers, tmp_path):

@@ -209,7 +209,7 @@ def test_names_and_options_that_are_none():
     assert {"bp", "fa", "dfa", "ep", "frozen"} <= set(makers())
     with pytest.raises(UnknownNameError, match="no training method named 'hebb'; there are: bp"):
         make_estimator("hebb", net, 0)
-    with pytest.raises(ConfigError, match="training method dfa does not take .*; it has: "):
+    with pytest.raises(ConfigError, match=r"training method dfa does not take .*; it has: "):
         make_estimator("dfa", net, 0, beta=1.0)
     with pytest.raises(ConfigError, match="fa_ln 'no' is none of skip, true"):
         make_estimator("fa", net, 0, fa_ln="no")
