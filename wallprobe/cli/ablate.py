@@ -28,10 +28,10 @@ def ablate(
     """Replace the part of a run's states that lies in a subspace, and read what is left of its own answer, beside random spans."""
     from wallprobe.hooks.interchange.ablation import Ablation, check
     from wallprobe.hooks.interchange.ablation import ablate as measure
-    from wallprobe.hooks.interchange.single import parse_layers, parse_numbers
+    from wallprobe.cli.parsing import layers, numbers
 
-    chosen = None if index is None else parse_numbers(index, "index")
-    request = Ablation(subspace, parse_layers(layer), chosen, site, method, sequences, seed)
+    chosen = None if index is None else numbers(index, "index")
+    request = Ablation(subspace, layers(layer), chosen, site, method, sequences, seed)
     measured = common.measure_runs(
         names,
         "ablate",

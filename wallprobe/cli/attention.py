@@ -23,11 +23,11 @@ def attention(
     place: options.Place,
 ) -> None:
     """Attention patterns of a run on one sequence, for the gallery."""
-    from wallprobe.hooks.interchange.single import parse_numbers_in_order
+    from wallprobe.cli.parsing import numbers_in_order
     from wallprobe.hooks.wall.attention import attention as measure
     from wallprobe.store.runs import resolve_run
 
-    given = None if tokens is None else parse_numbers_in_order(tokens, "tokens")
+    given = None if tokens is None else numbers_in_order(tokens, "tokens")
     result = measure(resolve_run(name, place.runs), example=example, tokens=given, seed=seed, device=place.pick())
     common.finish(result, place, _tell)
 

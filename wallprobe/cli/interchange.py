@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, options, prompting
+from wallprobe.cli import common, options, parsing, prompting
 from wallprobe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wallprobe.hooks.interchange.single import Request
-    from wallprobe.hooks.interchange.sweep_report import SweepRequest
+    from wallprobe.hooks.interchange.request import Request
+    from wallprobe.hooks.interchange.run import Plan
     from wallprobe.store.results import Result
 
 Layer = Annotated[str | None, typer.Option(help="Layer, list of layers (0,3,5), or all.", show_default="3, with --sweep or --prompts all")]
 Index = Annotated[
     str | None,
-    typer.Option(help="Index or list of indices to patch, one at a time.", show_default="the last two, with --sweep or --prompts all"),
+    typer.Option(help="Index, slot, or list of such to patch, one at a time.", show_default="the last two, with --sweep or --prompts all"),
 ]
 Site = Annotated[
     str | None,
@@ -44,98 +44,161 @@ def interchange(
     subspace: Annotated[
         str | None, typer.Option(help="Patch only the component in a span: probes:a,b, pca:8 or random:8.", show_default="the whole state")
     ] = None,
+    read: Annotated[str | None, typer.Option(help="Read as well: rank, kl, log_p, p, logit_difference, a plugin's (a list).")] = None,
+    intervention: Annotated[str | None, typer.Option(help="Put there: zero, mean, a plugin's.", show_default="the donor's state")] = None,
+    direction: Annotated[str, typer.Option(help="denoise (donor into base), noise (base into donor), or both.")] = "denoise",
+    window: Annotated[int, typer.Option(help="Layers patched at once, from each layer on.", min=1)] = 1,
+    capable: Annotated[bool, typer.Option("--capable", help="Leave out pairs that the models do not answer rightly.")] = False,
     pairs: Annotated[int, typer.Option(help="Pairs of sequences drawn.", min=10)] = 1000,
     budget: Annotated[float, typer.Option(help="GiB that a sweep's tensors may take beside the weights.", min=0.01)] = 1.0,
     backend: Annotated[str, typer.Option(help="hooks, or nnsight (one layer; needs the extra 'remote').")] = "hooks",
     remote: Annotated[str, typer.Option(help="With nnsight none, or local: the way it would go to NDIF, run here.")] = "none",
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would take, and stop.")] = False,
     seed: options.Seed = 0,
     *,
     place: options.Place,
 ) -> None:
     """Put src's activation into dst and read whose answer comes out: dst's own, the donor's rule, or the donor's prediction."""
     from wallprobe.hooks.attach.remote import check as check_backend
-    from wallprobe.hooks.interchange.single import Request, parse_layers, parse_numbers
+    from wallprobe.hooks.interchange.request import DIRECTIONS, Request
 
     check_backend(backend, remote)
+    _check(sweep, prompts, subspace, align, backend, remote, layer)
+    for what, given in (("src", src), ("dst", dst)) if not sweep or prompts is not None else ():
+        if "," in given:
+            raise ConfigError(f"--{what} {given} is a list; give one, or --sweep for all of them")
+    if "," in (site or "") and not sweep and prompts is None:
+        raise ConfigError(f"--site {site} is a list; give one, or --sweep for all of them")
+    if direction != "both" and direction not in DIRECTIONS:
+        raise ConfigError(f"--direction {direction} is none of {', '.join(DIRECTIONS)}, both")
+    every = sweep or prompts is not None
+    requests = [
+        Request(
+            donor,
+            receiver,
+            parsing.layers(layer or ("all" if every else "3")),
+            parsing.places(index) if every or index is None else parsing.numbers(index, "index"),
+            _named_sites(site, prompts, sweep=sweep),
+            align,
+            pairs if prompts is None else prompts,
+            seed,
+            subspace,
+            backend,
+            remote,
+            budget,
+            sweep and prompts is None,
+            tuple(parsing.words(read or "")),
+            intervention,
+            one,
+            window,
+            capable,
+        )
+        for donor in (src.split(",") if sweep and prompts is None else [src])
+        for receiver in (dst.split(",") if sweep and prompts is None else [dst])
+        for one in (DIRECTIONS if direction == "both" else (direction,))
+    ]
+    _run(requests, place, plan=plan)
+
+
+def _named_sites(site: str | None, prompts: Path | None, *, sweep: bool) -> tuple[str, ...]:
+    from wallprobe.models.loaded import SITES
+
+    known = SITES if prompts is None else tuple(name for name in SITES if name != "resid_mid")
+    return tuple(parsing.words(site or ("all" if sweep else "resid_pre"), known))
+
+
+def _check(sweep: bool, prompts: Path | None, subspace: str | None, align: str, backend: str, remote: str, layer: str | None) -> None:
+    """Refuse options that do not go together."""
     if subspace is not None and (sweep or prompts is not None):
         left = "--sweep out, with --layer all if you like" if sweep else "--prompts out: spans are fitted on runs"
         raise ConfigError(f"--subspace {subspace} is for one pair and site at a time; leave {left}")
-    if prompts is not None:
-        more = {"seed": seed, "budget": budget, "backend": backend, "remote": remote}
-        asked = prompting.request_of(src, dst, prompts, layer, index, site, sweep=sweep, align=align, **more)
-        prompting.measure(asked, place)
-        return
-    if remote != "none":
+    if prompts is not None and align != "none":
+        raise ConfigError(f"--align {align} is for runs; language models on --prompts are patched as they are")
+    if prompts is not None and backend == "nnsight" and (sweep or layer in (None, "all")):
+        raise ConfigError("--backend nnsight runs the model once a cell and arm: give a --layer (or a short list), and no --sweep")
+    if prompts is None and remote != "none":
         raise ConfigError(f"--remote {remote} is for language models on --prompts: a remote machine does not have runs")
-    if sweep:
-        if backend != "hooks":
-            raise ConfigError(f"--backend {backend} runs one cell at a time; leave --sweep out, or the backend")
-        _sweep(_grid(src, dst, layer, index, site, align, pairs, seed, budget), place)
-        return
-    for what, given in (("src", src), ("dst", dst), ("site", site or "")):
-        if "," in given:
-            raise ConfigError(f"--{what} {given} is a list; give one, or --sweep for all of them")
-    chosen = None if index is None else parse_numbers(index, "index")
-    request = Request(src, dst, parse_layers(layer or "3"), chosen, site or "resid_pre", align, pairs, seed, subspace, backend)
-    _one(request, place)
+    if prompts is None and sweep and backend != "hooks":
+        raise ConfigError(f"--backend {backend} runs one cell at a time; leave --sweep out, or the backend")
 
 
-def _grid(
-    src: str, dst: str, layer: str | None, index: str | None, site: str | None, align: str, pairs: int, seed: int, budget: float
-) -> "list[SweepRequest]":
-    """A request for every pair of runs."""
-    from wallprobe import models
-    from wallprobe.hooks.interchange.single import parse_layers, parse_numbers
-    from wallprobe.hooks.interchange.sweep_report import SweepRequest
-
-    indices = None if index in (None, "all") else parse_numbers(str(index), "index")
-    sites = models.SITES if site in (None, "all") else tuple(str(site).split(","))
-    return [
-        SweepRequest(donor, receiver, parse_layers(layer or "all"), indices, sites, align, pairs, seed, budget)
-        for donor in src.split(",")
-        for receiver in dst.split(",")
-    ]
-
-
-def _one(request: "Request", place: options.Place) -> None:
-    """One pair of runs at one site, every control printed."""
-    from wallprobe.hooks.interchange.single import interchange as measure
+def _run(requests: "Sequence[Request]", place: options.Place, *, plan: bool) -> None:
+    """Every request, one after the other; each is stored when it is done."""
+    from wallprobe.hooks.interchange import run
 
     device = place.pick()
-    with common.progress() as view:
-        follow = common.follower(view, view.add_task("interchange", total=None))
-        result = measure(request, root=place.runs, device=device, on_cell=follow)
-    common.finish(result, place, common.printing(lambda result: (_table(result), _reading(result))))
-
-
-def _sweep(requests: "Sequence[SweepRequest]", place: options.Place) -> None:
-    """Every pair of runs, one after the other; each is stored when it is done."""
-    from wallprobe.hooks.interchange.sweep import check, sweep
-
-    device = place.pick()
-    for request in requests:
-        check(request, place.runs)
+    if plan or len(requests) > 1:
+        plans = [run.plan(request, root=place.runs, device=device) for request in requests]
+        if plan:
+            _tell_plans(plans, place, device)
+            return
     made = []
     with common.progress() as view:
         for request in requests:
-            bar = view.add_task(f"{request.src} to {request.dst}", total=None)
-            made.append(sweep(request, root=place.runs, device=device, on_cell=common.follower(view, bar)))
-            made[-1].save(place.results)
+            bar = view.add_task("interchange" if len(requests) == 1 else f"{request.src} to {request.dst}", total=None)
+            made.append(run.interchange(request, root=place.runs, device=device, on_cell=common.follower(view, bar)))
+            if len(requests) > 1:
+                made[-1].save(place.results)
+    if len(made) == 1 and made[0].kind != "sweep":
+        shown = {"interchange": (_table, _reading), "prompts": (prompting.table, prompting.reading)}.get(made[0].kind, (_cells, _finding))
+        common.finish(made[0], place, common.printing(lambda result: (shown[0](result), shown[1](result))))
+        return
+    if len(made) == 1:
+        made[0].save(place.results)
+    _print_several(made, place)
+
+
+def _print_several(made: "list[Result]", place: options.Place) -> None:
     if place.json:
-        common.print_json(made[0].to_json() if len(made) == 1 else {"kind": "sweeps", "sweeps": [result.to_json() for result in made]})
+        kind = "sweeps" if made[0].kind == "sweep" else "directions"
+        common.print_json(made[0].to_json() if len(made) == 1 else {"kind": kind, kind: [result.to_json() for result in made]})
         return
     out = common.out()
     for result in made:
-        out.print(_sites(result))
+        out.print({"sweep": _sites, "prompts": prompting.table, "interchange": _table}.get(result.kind, _cells)(result))
         out.print(f"{result.summary['finding']}\n", style="bold", soft_wrap=True)
-    engine, budget = made[0].manifest["engine"], made[0].manifest["config"]["budget"]
-    apart = max(result.manifest["engine"]["largest_difference"] for result in made)
-    out.print(
-        f"L: layer, i: index; random: with a random donor there. Within {budget:g} GiB beside the weights. In each sweep "
-        f"{engine['checked_cells']} cells were run whole as well: at most {apart:.1g} apart in log-probability; self-patches changed 0.",
-        soft_wrap=True,
-    )
+    if made[0].kind == "sweep":
+        engine, budget = made[0].manifest["engine"], made[0].manifest["config"]["budget"]
+        apart = max(result.manifest["engine"]["largest_difference"] for result in made)
+        out.print(
+            f"L: layer, i: index; random: with a random donor there. Within {budget:g} GiB beside the weights. In each sweep "
+            f"{engine['checked_cells']} cells were run whole as well: at most {apart:.1g} apart in log-probability; self-patches changed 0.",
+            soft_wrap=True,
+        )
     out.print("[dim]stored; see them: wallprobe gallery --open[/dim]", soft_wrap=True)
+
+
+def _tell_plans(plans: "Sequence[Plan]", place: options.Place, device: str) -> None:
+    """What each would take."""
+    told = [plan.cost(device) for plan in plans]
+    if place.json:
+        common.print_json(told[0] if len(told) == 1 else {"kind": "plans", "plans": told})
+        return
+    for one in told:
+        common.out().print(
+            f"{one['src']} -> {one['dst']}: {one['cells']:,} cells x {one['arms']} arms of {one['pairs']:,} pairs, {one['how']}; "
+            f"about {one['passes']:,.0f} whole passes, {one['minutes']:.1f} minutes, {one['gib']:.2f} GiB beside the weights",
+            soft_wrap=True,
+        )
+
+
+def _cells(result: "Result") -> Any:
+    """A row a cell of pairs of the user's own: the answers' probabilities, and the strongest control's."""
+    from rich.table import Table
+
+    names = [name for name in result.data.data_vars if f"{name}_random" in result.data]
+    table = Table(title=f"{result.data.attrs['subject']}: mean over pairs (random donor)", title_justify="left")
+    for heading in ("site", "layer", "index", *map(str, names)):
+        table.add_column(heading)
+    for record in result.values:
+        if record[str(names[0])] is not None:
+            cells = [f"{record[str(name)]:.3f} ({record[f'{name}_random']:.3f})" for name in names]
+            table.add_row(record["site"], str(record["layer"]), str(record["index"]), *cells)
+    return table
+
+
+def _finding(result: "Result") -> str:
+    return str(result.summary["finding"])
 
 
 def _sites(result: "Result") -> Any:

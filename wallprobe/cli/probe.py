@@ -29,10 +29,10 @@ def probe(
     place: options.Place,
 ) -> None:
     """Linear probes for the next token, the rule's a and b, the class and the entropy at every layer and index, beside shuffled labels."""
-    from wallprobe.hooks.interchange.single import parse_layers
+    from wallprobe.cli.parsing import layers
     from wallprobe.hooks.probes.measure import probe as measure
 
-    asked: dict[str, Any] = {"layers": parse_layers(layer), "site": site, "n": n, "seed": seed}
+    asked: dict[str, Any] = {"layers": layers(layer), "site": site, "n": n, "seed": seed}
     asked["targets"] = None if targets is None else tuple(name.strip() for name in targets.split(","))
 
     def one(run: "Run", device: str, bar: Callable[..., None]) -> "Result":

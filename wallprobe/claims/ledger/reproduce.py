@@ -143,7 +143,8 @@ def measure(step: Step, root: Path | None = None, device: str = "cpu") -> Path:
 
 def _interchange(src: Run, dst: Run, device: str) -> Result:
     """Every layer, the last two indices, resid_pre."""
-    from wallprobe.hooks.interchange.single import Request, interchange
+    from wallprobe.hooks.interchange.request import Request
+    from wallprobe.hooks.interchange.run import interchange
 
     return interchange(Request(str(src.path), str(dst.path), None), device=device)
 

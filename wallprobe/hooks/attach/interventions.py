@@ -3,14 +3,19 @@
 A control wraps the treatment it controls, so that it goes through the same map and the same hook.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from wallprobe.errors import ConfigError, look_up
+from wallprobe.plugins import collect
 from wallprobe.rng import generator
+
+GROUP = "wallprobe.interventions"
 
 
 @runtime_checkable
@@ -68,3 +73,49 @@ class NormMatched:
         noise = torch.randn(treated.shape, generator=generator(self.seed, "norm-matched")).to(treated)
         size: Tensor = torch.linalg.vector_norm(treated, dim=-1, keepdim=True) / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
         return noise * size
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Nothing: zeros in the place of the activation."""
+
+    def __call__(self, base: Float[Tensor, "pair d_dst"], source: Float[Tensor, "pair d_src"]) -> Float[Tensor, "pair d_dst"]:
+        """Zeros."""
+        return torch.zeros_like(base)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of the receiver's activations over the pairs: what all have in common stays."""
+
+    def __call__(self, base: Float[Tensor, "pair d_dst"], source: Float[Tensor, "pair d_src"]) -> Float[Tensor, "pair d_dst"]:
+        """One vector for every pair."""
+        return base.mean(0, keepdim=True).expand_as(base).clone()
+
+
+def built_in() -> Mapping[str, Intervention]:
+    """Ours that need no settings, by name."""
+    return {"swap": Swap(), "zero": Zero(), "mean": Mean()}
+
+
+def interventions() -> Mapping[str, Intervention]:
+    """Every registered intervention by name: an entry point is a function that returns a mapping of them; the built-in ones win a clash."""
+    known: dict[str, Intervention] = {}
+    for name, one in collect(GROUP, lambda made: made().items()):
+        known.setdefault(name, one)
+    return known
+
+
+def as_intervention(what: Any) -> Intervention:
+    """An intervention by name, or one itself: any callable of (base, source).
+
+    Raises:
+        UnknownNameError: for a name that none has; the message lists those there are.
+        ConfigError: for what cannot be called.
+    """
+    if isinstance(what, str):
+        return look_up("intervention", what, interventions())
+    if not callable(what):
+        raise ConfigError(f"{what!r} is no intervention; give a name ({', '.join(interventions())}) or a function of (base, source)")
+    found: Intervention = what
+    return found

@@ -20,7 +20,8 @@ from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.findings import foremost, rounding, side
 from wallprobe.hooks.attach.interventions import Intervention, Swap
 from wallprobe.hooks.interchange import subspaces
-from wallprobe.hooks.interchange.single import LATE_SITES, Patcher, observe
+from wallprobe.hooks.interchange.engines import PointHooks
+from wallprobe.hooks.interchange.places import LATE_SITES, Place
 from wallprobe.hooks.interchange.subspaces import InSubspace
 from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch, provenance
@@ -102,16 +103,39 @@ def ablate(run: Run, request: Ablation, *, device: str = "cpu", on_cell: Callabl
     figures: dict[Cell, dict[str, float]] = {}
     for index in indices:
         read = max(index, horizon - 1)
-        seen, base = observe(loaded, tokens[:, : read + 1], [models.hook_name(layer, request.site) for layer in layers], (index,), read + 1)
-        for layer in layers:
-            hook = models.hook_name(layer, request.site)
-            patcher = Patcher(loaded, tokens[:, : read + 1], hook, index, seen[hook][:, 0], base, read + 1)
+        here = [Place(request.site, layer, index) for layer in layers]
+        whole, given = PointHooks(loaded.name, lambda: loaded, None), tokens[:, : read + 1]
+        seen, base = whole.look(given, here)
+        for place in here:
+            layer, patcher = place.layer, Patcher(whole, given, place, seen[place].cpu(), base.double().log_softmax(-1).cpu())
             target = states[layer, index].mean(0) if request.method == "mean" else torch.zeros_like(patcher.clean[0])
             arms, guards = _arms(patcher, target.expand_as(patcher.clean), spans[layer, index], tokens[:, read + 1], request.seed)
             figures[layer, index] = _figures(arms, weights) | guards | spans[layer, index].figures()
             if on_cell is not None:
                 on_cell(len(figures), len(layers) * len(indices))
     return _result(run, request, task, (layers, indices), figures, len(tokens), horizon, device, watch)
+
+
+@dataclass(frozen=True)
+class Patcher:
+    """One slot on its sequences: patches it and reads the next token.
+
+    Attributes:
+        whole: the model's passes.
+        clean: the activation that stands there.
+        base_log: log-probabilities without a patch.
+    """
+
+    whole: PointHooks
+    tokens: Int[Tensor, "sequence index"]
+    place: Place
+    clean: Float[Tensor, "sequence width"]
+    base_log: Float[Tensor, "sequence vocab"]
+
+    def __call__(self, intervention: Intervention, source: Tensor) -> tuple[Float[Tensor, "sequence vocab"], float]:
+        """Log-probabilities under the patch, and its largest change at the site."""
+        logits, change = self.whole.patch(self.tokens, self.place, intervention(self.clean, source))
+        return logits.double().log_softmax(-1).cpu(), change
 
 
 def check(run: Run, request: Ablation) -> None:
@@ -170,7 +194,7 @@ def _arms(
     Raises:
         InstrumentError: if the treatment changed nothing, or the self-patch changed anything.
     """
-    where = f"ablation at {patcher.hook}, index {patcher.index}"
+    where = f"ablation at {patcher.place.hook}, index {patcher.place.index}"
     log, at_hook = patcher(InSubspace(Swap(), span.axes), target)
     at_answer = float((log - patcher.base_log).abs().max())
     if at_hook == 0.0 or at_answer == 0.0:
@@ -184,7 +208,7 @@ def _arms(
         return reading(patcher(intervention, target)[0], patcher.base_log, answer)
 
     width = len(span.axes)
-    places = (patcher.hook, patcher.index)
+    places = (patcher.place.hook, int(patcher.place.index))
     others = [span.control] + [subspaces.random_axes(width, span.dims, seed, "control", *places, more) for more in range(1, SPANS)]
     several = [measured(InSubspace(Swap(), axes)) for axes in others]
     arms = {

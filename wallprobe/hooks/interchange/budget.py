@@ -11,8 +11,10 @@ from wallprobe.errors import ConfigError
 from wallprobe.hooks.attach.resume import predicted_bytes
 from wallprobe.hooks.attach.sites import module_site
 from wallprobe.hooks.attach.stacks import Stack
-from wallprobe.hooks.interchange.sweep_report import FLIPS, Place
+from wallprobe.hooks.interchange.places import Place
 from wallprobe.store.memory import GIB
+
+FLIPS = 2000  # sign flips of the permutation test
 
 
 def clean_bytes(stack: Stack, rows: int, length: int) -> int:
@@ -71,7 +73,7 @@ def groups(places: Sequence[Place], cell: Mapping[int, int], held: int, budget: 
     Raises:
         ConfigError: if not even one cell fits; before anything is walked.
     """
-    largest = max(cell[place.index] for place in places)
+    largest = max(cell[int(place.index)] for place in places)
     if budget * GIB < held + largest:
         least = (held + largest) / GIB
         raise ConfigError(
@@ -80,7 +82,7 @@ def groups(places: Sequence[Place], cell: Mapping[int, int], held: int, budget: 
         )
     made: list[list[Place]] = []
     for index in sorted({place.index for place in places}):
-        room = int((budget * GIB - held) / cell[index])
+        room = int((budget * GIB - held) / cell[int(index)])
         here = sorted((place for place in places if place.index == index), key=entered)
         made += [here[start : start + room] for start in range(0, len(here), room)]
     return made

@@ -1,6 +1,6 @@
 """Readout import by depth: how likely the receiver gives the donor's answer with the donor's state before each block, raw and aligned.
 
-For each pair of runs, every depth at the last two supervised indices is swept (`sweep`: passes from the middle, guards and
+For each pair of runs, every depth at the last two supervised indices is swept (`run`: passes from the middle, guards and
 controls in every cell) as it is, through a rotation, and through an affine map fitted on other sequences.
 The statement it tests: the wall study, "No localized circuit exists".
 """
@@ -15,9 +15,9 @@ import numpy as np
 
 from wallprobe.errors import ConfigError
 from wallprobe.findings import beyond, rounding
-from wallprobe.hooks.interchange import sweep
-from wallprobe.hooks.interchange.report import MARGIN, describe, shares_initialisation
-from wallprobe.hooks.interchange.sweep_report import OWN, SweepRequest
+from wallprobe.hooks.interchange.run import interchange, plan
+from wallprobe.hooks.interchange.programs import MARGIN, describe, shares_initialisation
+from wallprobe.hooks.interchange.request import Request
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
 from wallprobe.store.runs import Run, resolve_run
@@ -93,7 +93,7 @@ def readout(
     Raises:
         UnknownNameError, CheckpointError: for a run that is not there, or is damaged.
         ConfigError: for runs that cannot be compared, or none.
-        InstrumentError: as `sweep.sweep`.
+        InstrumentError: as `run.interchange`.
     """
     watch = Stopwatch()
     runs = check(pairs, root)
@@ -104,9 +104,7 @@ def readout(
         grids.append([])
         for align in BASES:
             # By folder: two runs of one name may come from two stores.
-            request = SweepRequest(
-                str(src.path), str(dst.path), None, indices, ("resid_pre",), align=align, pairs=draws, seed=seed, budget=budget
-            )
+            request = Request(str(src.path), str(dst.path), None, indices, align=align, pairs=draws, seed=seed, budget=budget, sweep=True)
             grids[-1].append(_swept(request, root, device))
             if on_part is not None:
                 on_part(len(BASES) * (len(grids) - 1) + len(grids[-1]), len(BASES) * len(runs))
@@ -114,7 +112,11 @@ def readout(
     shared = [shares_initialisation(src, dst) for src, dst in runs]
     chance = 1.0 / int(runs[0][1].manifest["task"]["modulus"])
     variables: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
-        name: (("pair", "align", "index", "depth"), np.array([[grid[name] for grid in row] for row in grids]), *_describe(name))
+        name: (
+            ("pair", "align", "index", "depth"),
+            np.array([[grid[name] for grid in row] for row in grids]),
+            *(describe(name) or ("", name)),
+        )
         for name in KEPT
     }
     variables["shared_initialisation"] = (("pair",), np.array(shared, dtype="int32"), "1", "1 where both started from the same parameters")
@@ -125,9 +127,9 @@ def readout(
     return Result("readout", data, ("pair", "align", "index", "depth"), summary, manifest)
 
 
-def _swept(request: SweepRequest, root: Path | None, device: str) -> Grid:
+def _swept(request: Request, root: Path | None, device: str) -> Grid:
     """What is kept of one sweep, index by depth."""
-    data = sweep.sweep(request, root=root, device=device).data.isel(site=0)
+    data = interchange(request, root=root, device=device).data.isel(site=0)
     return {name: data[name].transpose("index", "layer").values.astype(float) for name in KEPT}
 
 
@@ -166,12 +168,8 @@ def check(pairs: Sequence[Pair], root: Path | None = None) -> list[tuple[Run, Ru
     if len(set(names)) != len(names):
         raise ConfigError(f"a pair is given twice: {', '.join(names)}")
     for src, dst in runs:
-        sweep.check(SweepRequest(str(src.path), str(dst.path)), root)
+        plan(Request(str(src.path), str(dst.path), sweep=True), root=root)
     return runs
-
-
-def _describe(name: str) -> tuple[str, str]:
-    return ("probability", OWN[name]) if name in OWN else describe(name)
 
 
 def _gains(data: Any, pair: int, align: int, name: str, *, deep: bool) -> tuple[float, float, float, float]:

@@ -1,30 +1,29 @@
-"""From an interchange's log-probabilities to its Result: probabilities of the three answers, intervals, shift, one sentence."""
+"""From what an interchange read to its Result: every cell's figures with intervals and controls, p- and q-values; what all kinds share."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from wallprobe import stats
-from wallprobe.findings import beyond, difference, foremost
-from wallprobe.hooks.interchange import subspaces
+from wallprobe.errors import InstrumentError
+from wallprobe.findings import beyond, foremost, rounding
+from wallprobe.hooks.interchange.batches import MORE
+from wallprobe.hooks.interchange.budget import FLIPS
 from wallprobe.hooks.interchange.pairs import Pairs
+from wallprobe.hooks.interchange.places import At, Place
+from wallprobe.hooks.interchange.reads import Probability, Read, Reader
+from wallprobe.hooks.interchange.request import Request
+from wallprobe.hooks.interchange.sides import Side
 from wallprobe.rng import generator
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
-from wallprobe.store.runs import Run
-from wallprobe.tasks.recurrence import RecurrenceTask
 
-ANSWERS = ("rule", "import", "own")
-LONG = {
-    "rule": "probability of a_A x_B + b_A, the donor's rule on dst's operand",
-    "import": "probability of a_A x_A + b_A, the donor's own prediction",
-    "own": "probability of a_B x_B + b_B, dst's own answer",
-}
+FALSE = 0.05  # share of false discoveries allowed
 CONTROLS = {
     "random": "random donor",
     "mismatched": "donor with another answer",
@@ -33,278 +32,223 @@ CONTROLS = {
     "span": "random span of as many dimensions",
     "whole": "the whole state",
 }
-EXAMPLES = 8
-MARGIN = 0.01  # probability
+ENDINGS = {"low": "95 % interval, lower bound", "high": "95 % interval, upper bound"} | CONTROLS
+TABLE = ("site", "layer", "index")
+GUARDS = {
+    "self_patch_max_change": ("logits", "largest change when dst's own activation is put back"),
+    "change_at_hook": ("activation", "largest change at the site"),
+    "alignment_r2": ("R^2", "held-out R^2 of the alignment"),
+}
+
+Found = Mapping[str, Float[Tensor, " pair"]]
+Grid = dict[str, tuple[tuple[str, ...], Any, str, str]]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Log-probabilities at the read index for one (layer, index): the treatment, its controls, and the guards' readings.
-
-    `span`, `whole` and `more` (figures of the subspace) are of a patch that is confined to a subspace.
-    """
-
-    treated: Float[Tensor, "pair vocab"]
-    random: Float[Tensor, "pair vocab"]
-    mismatched: Float[Tensor, "pair vocab"]
-    norm: Float[Tensor, "pair vocab"]
-    raw: Float[Tensor, "pair vocab"] | None
-    self_patch_max_change: float
-    change_at_hook: float
-    change_at_logits: float
-    alignment_r2: float | None
-    span: Float[Tensor, "pair vocab"] | None = None
-    whole: Float[Tensor, "pair vocab"] | None = None
-    more: Mapping[str, float] = field(default_factory=dict)
+def sign_flips(pairs: int, seed: int) -> Float[Tensor, "flip pair"]:
+    """Signs of `FLIPS` permutations, the same in every cell."""
+    return torch.randint(2, (FLIPS, pairs), generator=generator(seed, "sign flips")).double().mul_(2).sub_(1)
 
 
-def answer_logs(log: Float[Tensor, "pair vocab"], pairs: Pairs) -> dict[str, Float[Tensor, " pair"]]:
-    """Log-probability of each pair's three answers."""
-    targets: dict[str, Int[Tensor, " pair"]] = {"rule": pairs.rule, "import": pairs.imported, "own": pairs.own}
-    return {name: log.gather(1, target[:, None])[:, 0] for name, target in targets.items()}
+def p_value(gained: Float[Tensor, " pair"], signs: Float[Tensor, "flip pair"], *, two_sided: bool = False) -> float:
+    """How often a sum of differences of random sign is as large as the sum that was found (itself counted, so never 0)."""
+    drawn, found = signs @ gained, gained.sum()
+    reached = drawn.abs() >= found.abs() - 1e-12 if two_sided else drawn >= found - 1e-12
+    return (1 + int(reached.sum())) / (1 + len(signs))
 
 
-def cell_figures(
-    cell: Cell, pairs: Pairs, base_log: Float[Tensor, "pair vocab"], donor_log: Float[Tensor, "pair vocab"], weights: Tensor
-) -> dict[str, float]:
-    """Every figure of one cell.
+def adjusted(p_values: Float[Tensor, " cell"]) -> Float[Tensor, " cell"]:
+    """Benjamini-Hochberg q-values."""
+    count = len(p_values)
+    order = p_values.argsort()
+    scaled = p_values[order] * count / torch.arange(1, count + 1)
+    least = scaled.flip(0).cummin(0).values.flip(0).clamp(max=1.0)
+    return torch.empty_like(least).scatter_(0, order, least)
+
+
+def whole_answers(found: Mapping[str, Tensor], pairs: Pairs) -> dict[str, Tensor]:
+    """What was read, answers of several tokens whole: their further tokens' log-probabilities added."""
+    more = {name: found[f"{MORE}{name}"] for name in pairs.rest if f"{MORE}{name}" in found}
+    made = {name: values for name, values in found.items() if not name.startswith(MORE)}
+    for answer, log in more.items():
+        if f"p_{answer}" in made:
+            made[f"p_{answer}"] = made[f"p_{answer}"] * log.exp()
+        if f"log_p_{answer}" in made:
+            made[f"log_p_{answer}"] = made[f"log_p_{answer}"] + log
+        if "logit_difference" in made:
+            sign = 1 if answer == pairs.donors_answer else -1
+            made["logit_difference"] = made["logit_difference"] + sign * log
+    return made
+
+
+class Report:
+    """Takes in cells, gives the Result. This one is of pairs of the user's own; runs and prompts add what their answers mean.
 
     Args:
-        cell: its readings.
-        pairs: the sequences and answers.
-        base_log: dst on B without a patch.
-        donor_log: src on A.
-        weights: bootstrap resamples [draws, pair].
-    """
-    figures: dict[str, float] = {}
-    treated, base = answer_logs(cell.treated, pairs), answer_logs(base_log, pairs)
-    donor_confidence = answer_logs(donor_log, pairs)["import"]
-    for name in ANSWERS:
-        probs = treated[name].exp()
-        low, high = stats.interval(weights @ probs)
-        figures |= {f"p_{name}": float(probs.mean()), f"p_{name}_low": float(low), f"p_{name}_high": float(high)}
-        figures[f"base_p_{name}"] = float(base[name].exp().mean())
-        for control in CONTROLS:
-            log = getattr(cell, control)
-            if log is not None:
-                figures[f"p_{name}_{control}"] = float(answer_logs(log, pairs)[name].exp().mean())
-    for name in ("rule", "import"):
-        moved, room = treated[name] - base[name], donor_confidence - base[name]
-        draws = (weights @ moved) / (weights @ room)
-        low, high = stats.interval(draws)
-        figures |= {f"shift_{name}": float(moved.mean() / room.mean()), f"shift_{name}_low": float(low), f"shift_{name}_high": float(high)}
-        # Breaking dst's own answer alone moves both logs up to the floor: the control says how much of a shift that is.
-        broken = answer_logs(cell.random, pairs)[name] - base[name]
-        figures[f"shift_{name}_random"] = float(broken.mean() / room.mean())
-    figures["kl_to_donor"] = float((donor_log.exp() * (donor_log - cell.treated)).sum(-1).mean())
-    figures["base_kl_to_donor"] = float((donor_log.exp() * (donor_log - base_log)).sum(-1).mean())
-    figures["self_patch_max_change"] = cell.self_patch_max_change
-    figures["change_at_hook"] = cell.change_at_hook
-    figures["change_at_logits"] = cell.change_at_logits
-    figures["alignment_r2"] = math.nan if cell.alignment_r2 is None else cell.alignment_r2
-    return figures | dict(cell.more)
-
-
-def describe(name: str) -> tuple[str, str]:
-    """Units and long name of a figure."""
-    fixed = {
-        "kl_to_donor": ("nats", "KL(src's prediction on A || patched prediction)"),
-        "base_kl_to_donor": ("nats", "the same without a patch"),
-        "self_patch_max_change": ("log-probability", "largest change when dst's own activation is put back"),
-        "change_at_hook": ("activation", "largest change at the hook"),
-        "change_at_logits": ("log-probability", "largest change of the answer's log-probabilities"),
-        "alignment_r2": ("R^2", "held-out R^2 of the alignment"),
-    } | subspaces.LONG
-    if name in fixed:
-        return fixed[name]
-    if name.startswith("shift_"):
-        return "fraction", "(log p patched - log p base) / (log p donor - log p base)" + (
-            " (random donor)" if name.endswith("_random") else ""
-        )
-    stem = name.removeprefix("base_").removesuffix("_low").removesuffix("_high")
-    parts = stem.split("_")
-    control = CONTROLS.get(parts[-1]) if len(parts) == 3 else "no patch" if name.startswith("base_") else None
-    return "probability", LONG[parts[1]] + (f" ({control})" if control else "")
-
-
-def make_result(
-    request: dict[str, Any],
-    runs: tuple[Run, Run],
-    task: RecurrenceTask,
-    horizon: int,
-    pairs: Pairs,
-    cells: Mapping[tuple[int, int], Cell],
-    base_log: Float[Tensor, "pair vocab"],
-    donor_log: Float[Tensor, "pair vocab"],
-    device: str,
-    watch: Stopwatch,
-) -> Result:
-    """The Result of an interchange; see `single.interchange` for what goes in."""
-    src, dst = runs
-    layers, indices = list(request["layers"]), list(request["indices"])
-    weights = stats.resamples(len(pairs.own), generator(request["seed"], "interchange bootstrap"))
-    figures = {place: cell_figures(cell, pairs, base_log, donor_log, weights) for place, cell in cells.items()}
-    grid: dict[str, tuple[tuple[str, ...], Any, str, str]] = {}
-    for name in next(iter(figures.values())):
-        values = np.array([[figures[layer, index][name] for index in indices] for layer in layers])
-        grid[name] = (("layer", "index"), values, *describe(name))
-    shown = min(EXAMPLES, len(pairs.own))
-    grid |= _examples(cells, layers, indices, pairs, shown) | _example_answers(cells, layers, indices, base_log[:shown], donor_log[:shown])
-    shared, weight_hashes = shares_initialisation(src, dst), [src.manifest["weight_hash"], dst.manifest["weight_hash"]]
-    attrs = {"src": str(src.name), "dst": str(dst.name), "site": request["site"], "align": request["align"]}
-    attrs |= {"noise_floor": 1.0 / task.modulus} | ({"subspace": request["subspace"]} if request["subspace"] else {})
-    coords = {"layer": layers, "index": indices, "example": list(range(shown)), "token_index": list(range(horizon))}
-    coords["answer"] = list(range(base_log.shape[1]))
-    data = dataset(coords, grid, **attrs, modulus=task.modulus, read_index=horizon - 1, shared_initialisation=int(shared))
-    summary = _summary(figures, attrs, layers, len(pairs.own), shared)
-    manifest = provenance(
-        config=request | {"src": str(src.name), "dst": str(dst.name), "task": task.config(), "horizon": horizon, "weights": weight_hashes},
-        device=device,
-        dtype="float32 models, float64 figures",
-        watch=watch,
-        subject=f"{src.name} to {dst.name} {request['site']}",
-        weight_hash={"src": src.manifest["weight_hash"], "dst": dst.manifest["weight_hash"]},
-        weight_processing="none",
-        shared_initialisation=shared,
-        seeds={"pairs": request["seed"]},
-    )
-    return Result("interchange", data, ("layer", "index"), summary, manifest)
-
-
-def _examples(
-    cells: Mapping[tuple[int, int], Cell], layers: list[int], indices: list[int], pairs: Pairs, shown: int
-) -> dict[str, tuple[tuple[str, ...], Any, str, str]]:
-    """Of the first pairs their sequences, their three answers, and the probability of each at every cell."""
-    grid: dict[str, tuple[tuple[str, ...], Any, str, str]] = {}
-    for name in ANSWERS:
-        probs = np.array(
-            [[answer_logs(cells[layer, index].treated, pairs)[name][:shown].exp().numpy() for index in indices] for layer in layers]
-        )
-        grid[f"example_p_{name}"] = (("example", "layer", "index"), probs.transpose(2, 0, 1), "probability", LONG[name])
-    for name, tokens in (("src", pairs.donor), ("dst", pairs.base)):
-        grid[f"example_{name}_token"] = (
-            ("example", "token_index"),
-            tokens[:shown].numpy().astype("int32"),
-            "token",
-            f"sequence run in {name}",
-        )
-    for name, answer in (("rule", pairs.rule), ("import", pairs.imported), ("own", pairs.own)):
-        grid[f"example_{name}_answer"] = (
-            ("example",),
-            answer[:shown].numpy().astype("int32"),
-            "token",
-            LONG[name].removeprefix("probability of "),
-        )
-    return grid
-
-
-def _example_answers(
-    cells: Mapping[tuple[int, int], Cell],
-    layers: list[int],
-    indices: list[int],
-    base_log: Float[Tensor, "example vocab"],
-    donor_log: Float[Tensor, "example vocab"],
-) -> dict[str, tuple[tuple[str, ...], Any, str, str]]:
-    """Of the first pairs the whole distribution over answers: before the patch, after it at every cell, and the donor's."""
-    after = np.array([[cells[layer, index].treated[: len(base_log)].exp().numpy() for index in indices] for layer in layers])
-    said = {"before": base_log.exp().numpy(), "donor": donor_log.exp().numpy()}
-    words = {"before": "dst's prediction on B without a patch", "donor": "src's own prediction on A"}
-    return {
-        "example_after": (
-            ("example", "layer", "index", "answer"),
-            after.transpose(2, 0, 1, 3).astype("float32"),
-            "probability",
-            "dst's prediction on B, patched",
-        ),
-        **{f"example_{name}": (("example", "answer"), probs.astype("float32"), "probability", words[name]) for name, probs in said.items()},
-    }
-
-
-def shares_initialisation(src: Run, dst: Run) -> bool:
-    """True if both trainings started from the same parameters: same seed, shape and initialisation."""
-    keys = (src.manifest["seed"], src.manifest["shape"], src.manifest["config"]["recipe"]["embedding_std"])
-    return bool(keys == (dst.manifest["seed"], dst.manifest["shape"], dst.manifest["config"]["recipe"]["embedding_std"]))
-
-
-def _summary(
-    figures: Mapping[tuple[int, int], dict[str, float]], attrs: Mapping[str, Any], layers: list[int], n_pairs: int, shared: bool
-) -> dict[str, Any]:
-    """The flat summary: each answer's probability at the cell where it is highest (rule, import) or lowest (own)."""
-    rule_at, import_at = (_most(figures, name) for name in ("p_rule", "p_import"))
-    own_at = min(figures, key=lambda place: figures[place]["p_own"])
-    summary = {
-        "src": attrs["src"],
-        "dst": attrs["dst"],
-        "layer": layers[0] if len(layers) == 1 else None,
-        "site": attrs["site"],
-        "align": attrs["align"],
-        "p_rule": figures[rule_at]["p_rule"],
-        "p_import": figures[import_at]["p_import"],
-        "p_own": figures[own_at]["p_own"],
-        "noise_floor": attrs["noise_floor"],
-        "self_patch_max_change": max(cell["self_patch_max_change"] for cell in figures.values()),
-        "n_pairs": n_pairs,
-        "shared_initialisation": shared,
-        "rule_layer": rule_at[0],
-        "rule_index": rule_at[1],
-        "import_layer": import_at[0],
-        "import_index": import_at[1],
-        "subspace": attrs.get("subspace"),
-    }
-    return summary | {"finding": finding(figures, attrs, rule_at, import_at)}
-
-
-def _most(figures: Mapping[tuple[int, int], Mapping[str, float]], name: str) -> tuple[int, int]:
-    """The first cell at which a figure is as high as anywhere, rounding aside."""
-    return list(figures)[foremost([cell[name] for cell in figures.values()]) or 0]
-
-
-def finding(
-    figures: Mapping[tuple[int, int], Mapping[str, float]], attrs: Mapping[str, Any], rule_at: tuple[int, int], import_at: tuple[int, int]
-) -> str:
-    """One plain sentence: did the rule cross, did the answer?
-
-    An answer crosses when its interval lies above the noise floor, above what it was without a patch, and above the random-donor
-    control (in a subspace also above the random span), by more than rounding; by less than `MARGIN` it crosses only slightly (the best of
-    many cells is shown, which flatters it).
+        request: what was asked for.
+        sides: src and dst.
+        pairs: with what the models say without a patch.
+        ceiling: logits of the donors, and the log-probabilities of their answers' further tokens.
+        more: these of the bases.
     """
 
-    def crossing(place: tuple[int, int], name: str) -> str:
-        cell = figures[place]
-        bars = [cell[f"base_p_{name}"], cell[f"p_{name}_random"], cell.get(f"p_{name}_span", 0.0)]
-        bar, bounds = max(attrs["noise_floor"], *bars), (cell[f"p_{name}_low"], cell[f"p_{name}_high"])
+    kind = "patches"
+    built_in: tuple[Read, ...] = (Probability(),)
 
-        def passes(least: float) -> bool:
-            return beyond(cell[f"p_{name}"], least, difference(bounds, least))
+    def __init__(
+        self,
+        request: Request,
+        sides: tuple[Side, Side],
+        pairs: Pairs,
+        ceiling: tuple[Tensor, Mapping[str, Tensor]],
+        more: Mapping[str, Tensor],
+    ) -> None:
+        self.request, self.src, self.dst, self.pairs = request, *sides, pairs
+        self.figures: dict[Place, dict[str, float]] = {}
+        self.engine: dict[str, Any] = {}
+        own = Reader(self.built_in, pairs)
+        assert pairs.base_logits is not None
+        own.on(None)(pairs.base_logits[None, :])
+        self.own_names = set(own.names)
+        self.reader = Reader((*self.built_in, *request.read), pairs)
+        self.base = self._clean(pairs.base_logits, more)
+        self.ceiling = self._clean(*ceiling)
+        self.weights = stats.resamples(len(pairs), generator(request.seed, self.bootstrap))
+        self.signs = sign_flips(len(pairs), request.seed)
 
-        return "clear" if passes(bar + MARGIN) else "slight" if passes(bar) else "none"
+    bootstrap = "patches bootstrap"
 
-    def slot(place: tuple[int, int]) -> str:
-        return f"layer {place[0]}, index {place[1]}"
+    def _clean(self, logits: Float[Tensor, "pair vocab"], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return whole_answers(self.reader.named(self.reader.on(None)(logits[None])[0]) | dict(more), self.pairs)
 
-    aligned = "" if attrs["align"] == "none" else f"{attrs['align']}-aligned "
-    rule, imported = figures[rule_at]["p_rule"], figures[import_at]["p_import"]
-    floor = f"noise floor {attrs['noise_floor']:.3f}"
-    moves, imports = crossing(rule_at, "rule"), crossing(import_at, "import")
-    first = {
-        "clear": f"moves the donor's rule: probability {rule:.3f} on it at {slot(rule_at)} ({floor})",
-        "slight": f"moves the donor's rule only slightly (probability {rule:.3f} at {slot(rule_at)}; {floor})",
-        "none": f"does not move the rule (at most {rule:.3f}, at {slot(rule_at)}; {floor})",
-    }[moves]
-    was, other = figures[import_at]["base_p_import"], figures[import_at]["p_import_random"]
-    second = {
-        "clear": f"imports the donor's answer (probability {imported:.3f} at {slot(import_at)}, {was:.3f} unpatched)",
-        "slight": f"imports the donor's answer only slightly (probability {imported:.3f} at {slot(import_at)}, "
-        f"{other:.3f} with a random donor)",
-        "none": f"does not import the donor's answer (at most {imported:.3f}, at {slot(import_at)})",
-    }[imports]
-    joined = "and" if (moves == "none") == (imports == "none") else "but"
-    part, beside = "", ""
-    if "subspace" in attrs:
-        cell = figures[import_at]
-        part = f" in the span {attrs['subspace']}"
-        beside = (
-            f"; {cell['subspace_dims']:.0f} random dimensions there give {cell['p_import_span']:.3f}, "
-            f"the whole state {cell['p_import_whole']:.3f}"
+    def cell(self, place: Place, arms: Mapping[str, Found], change: float, self_change: float, more: Mapping[str, float]) -> None:
+        """Take in a cell.
+
+        Args:
+            place: which.
+            arms: what was read under the treatment and each control.
+            change: largest change at the site.
+            self_change: that of the self-patch.
+            more: figures of its alignment and subspace.
+
+        Raises:
+            InstrumentError: if the patch changed nothing.
+        """
+        if change == 0.0:
+            raise InstrumentError(f"{place} changed nothing; are clean and corrupt, or src and dst, the same up to there?")
+        whole = {arm: whole_answers(found, self.pairs) for arm, found in arms.items()}
+        figures = self.own(place, whole)
+        for name in sorted(set(whole["treated"]) - self.own_names):
+            figures |= self.plain(name, whole)
+        self.figures[place] = figures | {"self_patch_max_change": self_change, "change_at_hook": change} | dict(more)
+
+    def own(self, place: Place, arms: Mapping[str, Found]) -> dict[str, float]:
+        """The figures of what this kind reads by itself."""
+        return {key: value for name in sorted(self.own_names) for key, value in self.plain(name, arms).items()}
+
+    def plain(self, name: str, arms: Mapping[str, Found]) -> dict[str, float]:
+        """A read's mean with its interval, without a patch and under each control, and the chance of its distance from a random donor."""
+        treated = arms["treated"][name]
+        low, high = stats.interval(self.weights @ treated)
+        figures = {name: float(treated.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+        figures[f"base_{name}"] = float(self.base[name].mean())
+        figures |= {f"{name}_{arm}": float(found[name].mean()) for arm, found in arms.items() if arm != "treated"}
+        figures[f"p_value_{name}"] = p_value(treated - arms["random"][name], self.signs, two_sided=True)
+        return figures
+
+    def adjust(self) -> None:
+        """Add to every cell the q-values that its p-values are among all."""
+        for key in [key for key in next(iter(self.figures.values())) if key.startswith("p_value")]:
+            found = torch.tensor([cell[key] for cell in self.figures.values()], dtype=torch.float64)
+            for cell, q_value in zip(self.figures.values(), adjusted(found), strict=True):
+                cell[self.q_name(key)] = float(q_value)
+
+    def q_name(self, key: str) -> str:
+        """Name of a p-value's q-value."""
+        return "q" + key[1:]
+
+    def describe(self, name: str) -> tuple[str, str]:
+        """Units and long name of a figure."""
+        if name in GUARDS:
+            return GUARDS[name]
+        for start, words in (
+            ("p_value_", "chance of the distance from a random donor without one"),
+            ("q_value_", "the same, Benjamini-Hochberg"),
+        ):
+            if name.startswith(start):
+                return "probability", f"{name.removeprefix(start)}: {words}"
+        stem = name.removeprefix("base_")
+        ending = next((one for one in ENDINGS if stem.endswith(f"_{one}")), None)
+        stem = stem if ending is None else stem.removesuffix(f"_{ending}")
+        read = next(
+            (one for one in sorted((*self.built_in, *self.request.read), key=lambda one: -len(one.name)) if stem.startswith(one.name)), None
         )
-    return f"Patching {attrs['src']}'s {aligned}{attrs['site']}{part} into {attrs['dst']} {first} {joined} {second}{beside}."
+        said = "no patch" if name.startswith("base_") else ENDINGS.get(ending or "", "")
+        return getattr(read, "units", ""), stem.replace("_", " ") + (f" ({said})" if said else "")
+
+    def grid(self, *, table: Sequence[str] = TABLE) -> tuple[Grid, dict[str, list[Any]]]:
+        """The figures as arrays, NaN where no cell is, and their coordinates."""
+        coords = self.coords()
+        empty = dict.fromkeys(next(iter(self.figures.values())), math.nan)
+        made: Grid = {}
+        for name in empty:
+            values = np.array(
+                [[[self._at(s, l, i, empty)[name] for i in coords["index"]] for l in coords["layer"]] for s in coords["site"]]
+            )
+            made[name] = (tuple(table), values if len(table) == len(TABLE) else values[0], *self.describe(name))
+        return made, {name: coords[name] for name in table}
+
+    def coords(self) -> dict[str, list[Any]]:
+        """Sites as asked for, layers and indices in order; slots by name."""
+        named = sorted({place.index for place in self.figures}, key=lambda one: (isinstance(one, str), one))
+        indices: list[At] = [str(one) for one in named] if any(isinstance(one, str) for one in named) else list(named)
+        asked = [site for site in self.request.sites if any(place.site == site for place in self.figures)]
+        return {"site": asked, "layer": sorted({place.layer for place in self.figures}), "index": indices}
+
+    def _at(self, site: str, layer: int, index: At, empty: Mapping[str, float]) -> Mapping[str, float]:
+        for one in (index, int(index)) if isinstance(index, str) and index.isdecimal() else (index,):
+            found = self.figures.get(Place(site, layer, one, self.request.window))
+            if found is not None:
+                return found
+        return empty
+
+    def provenance(self, device: str, watch: Stopwatch, subject: str, config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        """The manifest."""
+        hashes = [self.src.weight_hash, self.dst.weight_hash]
+        return provenance(
+            config=dict(config) | {"weights": hashes},
+            device=device,
+            watch=watch,
+            subject=subject,
+            weight_hash=dict(zip(("src", "dst"), hashes, strict=True)),
+            weight_processing="none",
+            **more,
+        )
+
+    def result(self, device: str, watch: Stopwatch) -> Result:
+        """The Result."""
+        self.adjust()
+        grid, coords = self.grid()
+        src, dst = self.src.name, self.dst.name
+        config = self.request.config("layers", "indices", "sites", "seed", "budget", "backend", "remote") | {"src": src, "dst": dst}
+        manifest = self.provenance(
+            device, watch, f"{src} to {dst} patches", config, dtype="float32", engine=self.engine, seeds={"controls": self.request.seed}
+        )
+        first = f"p_{self.pairs.donors_answer}"
+        best = list(self.figures)[foremost([cell[first] for cell in self.figures.values()], noise=rounding(1.0)) or 0]
+        cell = self.figures[best]
+        bars = {CONTROLS[arm]: cell[f"{first}_{arm}"] for arm in ("random", "mismatched", "norm")} | {"no patch": cell[f"base_{first}"]}
+        strongest = max(bars, key=lambda name: bars[name])
+        more = beyond(cell[first], bars[strongest], (cell[f"{first}_low"] - bars[strongest], cell[f"{first}_high"] - bars[strongest]))
+        summary = {
+            "src": src,
+            "dst": dst,
+            "n_cells": len(self.figures),
+            "n_pairs": len(self.pairs),
+            f"max_{first}": cell[first],
+            "at": str(best),
+            "self_patch_max_change": max(one["self_patch_max_change"] for one in self.figures.values()),
+            "finding": f"From {src} to {dst}: the donor's answer ({self.pairs.donors_answer}) has probability {cell[first]:.3f} at {best}, "
+            f"{'more' if more else 'no more'} than its strongest control ({strongest}: {bars[strongest]:.3f}).",
+        }
+        data = dataset(coords, grid, src=src, dst=dst, subject=f"{src} -> {dst}")
+        return Result(self.kind, data, TABLE, summary, manifest)

@@ -1,1 +1,0 @@
-"""Interchange between language models on pairs of prompts."""
