@@ -11,8 +11,8 @@ from wallprobe import models
 from wallprobe.errors import CheckpointError, ConfigError
 from wallprobe.hooks.attach.prompt_sets import prompt_set
 from wallprobe.hooks.attach.subjects import Wanted, subject
-from wallprobe.hooks.interchange.prompts.measure import prompt_interchange
-from wallprobe.hooks.interchange.prompts.report import PromptRequest
+from wallprobe.hooks.interchange.request import Request
+from wallprobe.hooks.interchange.run import interchange
 from wallprobe.models.limits import UNBOUNDED, Limits, of_config
 from wallprobe.models.streamed import open_streamed
 
@@ -61,7 +61,7 @@ def test_pairs_too_long_are_refused(tmp_path):
     rows = [{"clean": "fox " * 25, "corrupt": "dog " * 25, "answer": word, "wrong": "over"} for word in ("jumps", "paris")]
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     with pytest.raises(ConfigError, match=r"the clean prompt of pair 1 has 25 tokens, .* reads at most 24"):
-        prompt_interchange(PromptRequest(folder, folder, str(tmp_path / "pairs.jsonl")))
+        interchange(Request(folder, folder, pairs=str(tmp_path / "pairs.jsonl")))
 
 
 def test_another_models_tokenizer_is_refused_by_every_reader(tmp_path):
@@ -80,7 +80,7 @@ def test_another_models_tokenizer_is_refused_by_every_reader(tmp_path):
     rows = [{"clean": "the fox", "corrupt": "the dog", "answer": word, "wrong": "over"} for word in ("jumps", "paris")]
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     with pytest.raises(ConfigError, match=told):
-        prompt_interchange(PromptRequest(str(folder), str(folder), str(tmp_path / "pairs.jsonl")))
+        interchange(Request(str(folder), str(folder), pairs=str(tmp_path / "pairs.jsonl")))
 
 
 def test_a_run_is_bound_by_its_own_shape(tmp_path):

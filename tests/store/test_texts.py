@@ -10,7 +10,7 @@ from wallprobe.errors import WallprobeError
 from wallprobe.hooks.attach.prompt_texts import read_texts
 from wallprobe.hooks.attach.subjects import read_text as subject_text
 from wallprobe.hooks.gains.efficiency import read_text as counted_text
-from wallprobe.hooks.interchange.prompts.pairs import FIELDS, read_pairs
+from wallprobe.hooks.interchange.texts import FIELDS, read_pairs
 from wallprobe.store.texts import json_lines, lines, read_text, table
 from wallprobe.tasks.text import TextSpec, load_text
 

@@ -26,9 +26,9 @@ def ablate(
     place: options.Place,
 ) -> None:
     """Replace the part of a run's states that lies in a subspace, and read what is left of its own answer, beside random spans."""
+    from wallprobe.cli.parsing import layers, numbers
     from wallprobe.hooks.interchange.ablation import Ablation, check
     from wallprobe.hooks.interchange.ablation import ablate as measure
-    from wallprobe.cli.parsing import layers, numbers
 
     chosen = None if index is None else numbers(index, "index")
     request = Ablation(subspace, layers(layer), chosen, site, method, sequences, seed)

@@ -101,10 +101,10 @@ def interchange(
 
 
 def _named_sites(site: str | None, prompts: Path | None, *, sweep: bool) -> tuple[str, ...]:
-    from wallprobe.models.loaded import SITES
+    from wallprobe.hooks.interchange.places import TEXT_SITES
+    from wallprobe.models import SITES
 
-    known = SITES if prompts is None else tuple(name for name in SITES if name != "resid_mid")
-    return tuple(parsing.words(site or ("all" if sweep else "resid_pre"), known))
+    return tuple(parsing.words(site or ("all" if sweep else "resid_pre"), SITES if prompts is None else TEXT_SITES))
 
 
 def _check(sweep: bool, prompts: Path | None, subspace: str | None, align: str, backend: str, remote: str, layer: str | None) -> None:
@@ -162,7 +162,7 @@ def _print_several(made: "list[Result]", place: options.Place) -> None:
         apart = max(result.manifest["engine"]["largest_difference"] for result in made)
         out.print(
             f"L: layer, i: index; random: with a random donor there. Within {budget:g} GiB beside the weights. In each sweep "
-            f"{engine['checked_cells']} cells were run whole as well: at most {apart:.1g} apart in log-probability; self-patches changed 0.",
+            f"{engine['checked_cells']} cells were run whole too: at most {apart:.1g} apart in log-probability; self-patches changed 0.",
             soft_wrap=True,
         )
     out.print("[dim]stored; see them: wallprobe gallery --open[/dim]", soft_wrap=True)

@@ -49,7 +49,8 @@ def reading(result: "Result") -> str:
     slow = "\nThis layout has not been taken apart: every cell was a whole pass of the model, slower than from the middle." if whole else ""
     return (
         f"L: layer, i: index, with the first clean prompt's token. Restored: from 0, the corrupt prompts' difference in logits, to 1, the "
-        f"clean ones': {' to '.join(ends)}.\n{summary['n_pairs']} pairs ({summary['n_capable']} answered rightly), {summary['n_cells']} cells; self-patches changed "
+        f"clean ones': {' to '.join(ends)}.\n{summary['n_pairs']} pairs, {summary['n_capable']} of them answered rightly, "
+        f"{summary['n_cells']} cells; self-patches changed "
         f"{summary['self_patch_max_change']:g}; {engine['checked_cells']} cells were run whole as well, at most "
         f"{engine['largest_difference']:.1g} logits apart.{slow}"
     )

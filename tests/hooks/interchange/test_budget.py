@@ -17,10 +17,9 @@ from wallprobe.errors import ConfigError
 from wallprobe.hooks.attach import resume
 from wallprobe.hooks.attach.stacks import RunStack
 from wallprobe.hooks.interchange import budget
-from wallprobe.hooks.interchange.prompts.measure import prompt_interchange
-from wallprobe.hooks.interchange.prompts.report import TEXT_SITES, PromptRequest
-from wallprobe.hooks.interchange.sweep import sweep
-from wallprobe.hooks.interchange.sweep_report import SweepRequest
+from wallprobe.hooks.interchange.places import TEXT_SITES
+from wallprobe.hooks.interchange.request import Request
+from wallprobe.hooks.interchange.run import interchange
 from wallprobe.rng import generator
 from wallprobe.training.wall import lean
 
@@ -71,8 +70,8 @@ def test_a_sweep_of_runs_stays_within_its_budget(store, align, budgets):
 
     def run(gib):
         turns[gib] = []
-        request = SweepRequest("p5", "c0", (1, 2), (0,), models.SITES, align, 150, budget=gib)
-        return sweep(request, root=store, on_cell=lambda done, total: turns[gib].append(done))
+        request = Request("p5", "c0", (1, 2), (0,), models.SITES, align, 150, budget=gib)
+        return interchange(request, root=store, on_cell=lambda done, total: turns[gib].append(done))
 
     smallest = least(run)
     peaks = {}
@@ -104,8 +103,8 @@ def test_a_sweep_of_language_models_stays_within_its_budget(tmp_path):
 
     def run(gib):
         turns[gib] = []
-        request = PromptRequest(folder, folder, str(tmp_path / "pairs.jsonl"), layers=(1,), indices=(0, 10), sites=TEXT_SITES, budget=gib)
-        return prompt_interchange(request, on_cell=lambda done, total: turns[gib].append(done))
+        request = Request(folder, folder, pairs=str(tmp_path / "pairs.jsonl"), layers=(1,), indices=(0, 10), sites=TEXT_SITES, budget=gib)
+        return interchange(request, on_cell=lambda done, total: turns[gib].append(done))
 
     smallest, weights = least(run), sum(parameter.nbytes for parameter in models.load_plain(folder).model.parameters())
     peaks = {}
@@ -128,7 +127,7 @@ def test_what_is_walked_grows_linearly_in_pairs_and_sites(store, monkeypatch):
 
     def cost(pairs, sites):
         walked.clear()
-        made = sweep(SweepRequest("p5", "c0", (0, 1), None, sites, pairs=pairs), root=store)
+        made = interchange(Request("p5", "c0", (0, 1), None, sites, pairs=pairs, sweep=True), root=store)
         return sum(walked), made.summary["n_pairs"]
 
     (one, few), (three, _), (twice, many) = cost(60, ("attn_out",)), cost(60, ("attn_out", "mlp_out", "z")), cost(120, ("attn_out",))

@@ -10,10 +10,12 @@ from tests.hooks import tiny_models
 from wallprobe import models
 from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.hooks.attach import remote
-from wallprobe.hooks.interchange import single as ic
-from wallprobe.hooks.interchange.prompts.measure import prompt_interchange
-from wallprobe.hooks.interchange.prompts.report import TEXT_SITES, PromptRequest
+from wallprobe.hooks.interchange.engines import PointHooks
+from wallprobe.hooks.interchange.places import TEXT_SITES
+from wallprobe.hooks.interchange.request import Request
+from wallprobe.hooks.interchange.run import interchange
 from wallprobe.rng import generator
+from wallprobe.store.runs import resolve_run
 from wallprobe.training.wall import lean
 
 pytestmark = pytest.mark.usefixtures("nnsight_unmounted")
@@ -32,7 +34,7 @@ def folder(request, tmp_path_factory):
 
 
 def on_prompts(folder, **more):
-    return prompt_interchange(PromptRequest(str(folder), str(folder), str(folder / "pairs.jsonl"), layers=(1,), sites=TEXT_SITES, **more))
+    return interchange(Request(str(folder), str(folder), pairs=str(folder / "pairs.jsonl"), layers=(1,), sites=TEXT_SITES, **more))
 
 
 def test_both_backends_agree_on_prompts(folder):
@@ -89,7 +91,7 @@ def store(tmp_path_factory, write_run):
 @pytest.mark.parametrize("site", models.SITES)
 def test_both_backends_agree_on_runs(store, site):
     hooks, traces = (
-        ic.interchange(ic.Request("p5", "c0", (1,), (3, 4), site, "procrustes", pairs=60, backend=backend), root=store)
+        interchange(Request("p5", "c0", (1,), (3, 4), (site,), "procrustes", pairs=60, backend=backend), root=store)
         for backend in ("hooks", "nnsight")
     )
     assert traces.summary["self_patch_max_change"] == 0.0
@@ -100,21 +102,22 @@ def test_both_backends_agree_on_runs(store, site):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5, msg=name)
 
 
-def test_a_module_that_is_not_there_is_one_line_before_anything_runs(store, tmp_path):
+def test_a_module_that_is_not_there_is_one_line_before_anything_runs(store, tmp_path, monkeypatch):
     plain = models.load_plain(str(tiny_models.save_model("gpt2", tmp_path / "gpt2")))
     ran = []
     plain.model.register_forward_pre_hook(lambda *_: ran.append(1))
     tracer = remote.Tracer("gpt2", plain.model, plain.tokenizer)
     with pytest.raises(InstrumentError, match=r"gpt2 has no module transformer\.h\.1\.self_attn; its blocks are laid out differently"):
         tracer.patch(torch.tensor([[2, 3]]), ("transformer.h.1.self_attn", False), 0, torch.zeros(1, 32))
-    loaded = models.load_run(ic.resolve_run("c0", store))
+    loaded = models.load_run(resolve_run("c0", store))
+    monkeypatch.setattr(models, "hook_name", lambda layer, site: f"blocks.{layer}.hook_{site}")
     with pytest.raises(InstrumentError, match=r"c0 has no hook blocks\.1\.hook_nose; choose another --site"):
-        ic._check_hooks(loaded, ["blocks.1.hook_resid_pre", "blocks.1.hook_nose"])
+        PointHooks("c0", lambda: loaded, None).logits(torch.tensor([[2, 3]]), {("nose", 1): lambda value: value})
     assert not ran
 
 
 def test_runs_are_not_sent_away(store):
-    loaded = models.load_run(ic.resolve_run("c0", store))
+    loaded = models.load_run(resolve_run("c0", store))
     with pytest.raises(ConfigError, match="--remote local is for language models: a remote machine does not have the run c0"):
         remote.Tracer("c0", loaded.model, remote="local")
 
@@ -125,4 +128,4 @@ def test_without_nnsight_one_line_says_what_to_install(store, monkeypatch):
         warnings.catch_warnings(),
         pytest.raises(ConfigError, match=r"needs nnsight, which is not installed: pip install 'wallprobe\[remote\]'"),
     ):
-        ic.interchange(ic.Request("p5", "c0", (1,), backend="nnsight"), root=store)
+        interchange(Request("p5", "c0", (1,), backend="nnsight"), root=store)

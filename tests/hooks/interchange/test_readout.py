@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from wallprobe.errors import ConfigError, UnknownNameError
-from wallprobe.hooks.interchange import single as ic
 from wallprobe.hooks.interchange.readout import BASES, Pair, finding, readout
+from wallprobe.hooks.interchange.request import Request
+from wallprobe.hooks.interchange.run import interchange
 from wallprobe.rng import generator
 from wallprobe.store.results import load_result
 from wallprobe.tasks.recurrence import RecurrenceTask
@@ -34,7 +35,7 @@ def measured(store):
 
 @pytest.mark.parametrize("align", BASES)
 def test_cells_are_those_of_an_interchange(store, measured, align):
-    single = ic.interchange(ic.Request("p5", "c0", None, (3, 4), align=align, pairs=60), root=store).data
+    single = interchange(Request("p5", "c0", None, (3, 4), align=align, pairs=60), root=store).data
     cut = measured.data.sel(pair="p5 to c0", align=align)
     for name in ("p_import", "p_import_low", "p_rule", "p_rule_high", "p_import_random", "p_rule_norm", "base_p_rule", "p_own"):
         np.testing.assert_allclose(cut[name].values, single[name].transpose("index", "layer").values, rtol=0, atol=1e-5)

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from wallprobe import models
+from wallprobe.cli import parsing
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError, UnknownNameError
-from wallprobe.hooks.attach import cache
 from wallprobe.hooks.attach.interventions import NormMatched, OtherDonor, Swap
-from wallprobe.hooks.interchange import single as ic
-from wallprobe.hooks.interchange.pairs import draw_pairs
-from wallprobe.hooks.interchange.report import finding
+from wallprobe.hooks.interchange import engines
+from wallprobe.hooks.interchange.pairs import Pairs
+from wallprobe.hooks.interchange.places import Place
+from wallprobe.hooks.interchange.programs import finding
+from wallprobe.hooks.interchange.request import Request
+from wallprobe.hooks.interchange.run import interchange
 from wallprobe.rng import generator
 from wallprobe.store.results import load_result
 from wallprobe.tasks.recurrence import RecurrenceTask
@@ -54,7 +57,7 @@ def store(tmp_path_factory, write_run):
 
 
 def request(src="p5", dst="c0", layers=(1,), **rest):
-    return ic.Request(src, dst, layers, **{"pairs": 200, **rest})
+    return Request(src, dst, layers, **{"pairs": 200, **({"sites": (rest.pop("site"),)} if "site" in rest else {}), **rest})
 
 
 def raw_hook_patch(store, site, layer, index, pairs):
@@ -84,8 +87,8 @@ def raw_hook_patch(store, site, layer, index, pairs):
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out", "z"])
 @pytest.mark.parametrize(("layer", "index"), [(0, 3), (1, 3), (1, 4), (2, 4), (0, 0)])
 def test_every_cell_equals_raw_torch_hooks(store, site, layer, index):
-    result = ic.interchange(request(layers=(layer,), indices=(index,), site=site), root=store)
-    pairs = draw_pairs(RecurrenceTask(), 5, 200, 0)
+    result = interchange(request(layers=(layer,), indices=(index,), site=site), root=store)
+    pairs = Pairs.programs(RecurrenceTask(), 200, horizon=5, seed=0)
     expected = raw_hook_patch(store, site, layer, index, pairs).exp()
     record = result.values[0]
     for name, answer in (("rule", pairs.rule), ("import", pairs.imported), ("own", pairs.own)):
@@ -95,8 +98,8 @@ def test_every_cell_equals_raw_torch_hooks(store, site, layer, index):
 
 def test_parrots_hand_over_the_whole_answer(store):
     """With only the last token mattering, a patch at the last index turns dst's answer into dst's reading of src's token."""
-    result = ic.interchange(request("p1", "p2", (0, 1), indices=(4,)), root=store)
-    pairs = draw_pairs(RecurrenceTask(), 5, 200, 0)
+    result = interchange(request("p1", "p2", (0, 1), indices=(4,)), root=store)
+    pairs = Pairs.programs(RecurrenceTask(), 200, horizon=5, seed=0)
     model = models.load("p2", root=store).model
     expected = model(pairs.donor)[:, 4].double().softmax(-1).gather(1, pairs.imported[:, None]).mean().item()
     for record in result.values:
@@ -107,11 +110,11 @@ def test_parrots_hand_over_the_whole_answer(store):
 def test_a_patch_that_changes_nothing_is_an_error(store):
     """A parrot does not look at index 3: patching there must not pass for a result."""
     with pytest.raises(InstrumentError, match=r"index 3 changed nothing"):
-        ic.interchange(request("p1", "p2", (0,), indices=(3,)), root=store)
+        interchange(request("p1", "p2", (0,), indices=(3,)), root=store)
 
 
 def test_pairs_have_three_answers_and_readable_rules():
-    pairs = draw_pairs(RecurrenceTask(), 5, 2000, 3)
+    pairs = Pairs.programs(RecurrenceTask(), 2000, horizon=5, seed=3)
     assert 1400 < len(pairs.own) < 1900
     for first, second in ((pairs.rule, pairs.imported), (pairs.rule, pairs.own), (pairs.imported, pairs.own)):
         assert not bool((first == second).any())
@@ -121,9 +124,9 @@ def test_pairs_have_three_answers_and_readable_rules():
         offset = (x[1] - slope * x[0]) % 17
         assert pairs.imported[row].item() == (slope * x[4] + offset) % 17
         assert pairs.rule[row].item() == (slope * pairs.base[row, 4].item() + offset) % 17
-    assert not bool((pairs.shuffled == torch.arange(len(pairs.own))).any())
-    assert sorted(pairs.shuffled.tolist()) == list(range(len(pairs.own)))
-    assert not bool((pairs.imported[pairs.mismatched] == pairs.imported).any())
+    assert not bool((pairs.orders[0] == torch.arange(len(pairs.own))).any())
+    assert sorted(pairs.orders[0].tolist()) == list(range(len(pairs.own)))
+    assert not bool((pairs.imported[pairs.orders[1]] == pairs.imported).any())
 
 
 def test_controls_wrap_the_treatment():
@@ -137,7 +140,7 @@ def test_controls_wrap_the_treatment():
 
 
 def test_result_is_whole_and_survives_the_store(store, tmp_path):
-    result = ic.interchange(request(layers=None), root=store)
+    result = interchange(request(layers=None), root=store)
     assert result.data["p_rule"].shape == (3, 2)
     assert len(result.values) == 6
     assert result.summary.keys() >= SUMMARY
@@ -152,12 +155,12 @@ def test_result_is_whole_and_survives_the_store(store, tmp_path):
     assert load_result(result.save(tmp_path)).values == result.values
     assert set(result.manifest["weight_hash"]) == {"src", "dst"}
     json.dumps(result.to_json(), allow_nan=False)
-    assert ic.interchange(request(layers=None), root=store).values == result.values
+    assert interchange(request(layers=None), root=store).values == result.values
 
 
 def test_one_layer_gives_the_same_cell_as_all(store):
-    alone = ic.interchange(request(layers=(1,)), root=store).values
-    every = [record for record in ic.interchange(request(layers=None), root=store).values if record["layer"] == 1]
+    alone = interchange(request(layers=(1,)), root=store).values
+    every = [record for record in interchange(request(layers=None), root=store).values if record["layer"] == 1]
     assert alone == every
 
 
@@ -181,10 +184,10 @@ def test_an_alignment_fitted_across_bases_recovers_a_rotated_twin(store, write_r
         turned[name] = turn.T @ params[name]
     write_run(tmp_path, "c0", params, SHAPE)
     write_run(tmp_path, "c1", turned, SHAPE)
-    same = ic.interchange(request("c0", "c0"), root=tmp_path).values
-    raw = ic.interchange(request("c0", "c1"), root=tmp_path).values
+    same = interchange(request("c0", "c0"), root=tmp_path).values
+    raw = interchange(request("c0", "c1"), root=tmp_path).values
     for kind in ("procrustes", "ridge"):
-        aligned = ic.interchange(request("c0", "c1", align=kind), root=tmp_path).values
+        aligned = interchange(request("c0", "c1", align=kind), root=tmp_path).values
         for wanted, got, bare in zip(same, aligned, raw, strict=True):
             assert got["alignment_r2"] > 0.999
             assert abs(got["p_import"] - wanted["p_import"]) < 2e-3
@@ -193,20 +196,20 @@ def test_an_alignment_fitted_across_bases_recovers_a_rotated_twin(store, write_r
 
 
 def test_a_runs_folder_stands_for_its_name(store):
-    by_folder = ic.interchange(request(str(store / "p5@42"), str(store / "c0@42")), root=store / "elsewhere")
-    assert by_folder.values == ic.interchange(request(), root=store).values
+    by_folder = interchange(request(str(store / "p5@42"), str(store / "c0@42")), root=store / "elsewhere")
+    assert by_folder.values == interchange(request(), root=store).values
     assert by_folder.summary["src"] == "p5"
 
 
 def test_ridge_joins_different_widths(store):
-    record = ic.interchange(request("c3", "c0", layers=(1,), align="ridge"), root=store).values[0]
+    record = interchange(request("c3", "c0", layers=(1,), align="ridge"), root=store).values[0]
     assert "p_rule_raw" not in record
     assert record["self_patch_max_change"] == 0.0
 
 
 def test_whether_an_initialisation_is_shared_is_said(store):
-    assert ic.interchange(request("p5", "c0"), root=store).summary["shared_initialisation"]
-    assert not ic.interchange(request("c1@7", "c0"), root=store).summary["shared_initialisation"]
+    assert interchange(request("p5", "c0"), root=store).summary["shared_initialisation"]
+    assert not interchange(request("c1@7", "c0"), root=store).summary["shared_initialisation"]
 
 
 @pytest.mark.parametrize(
@@ -229,11 +232,11 @@ def test_whether_an_initialisation_is_shared_is_said(store):
 )
 def test_what_cannot_be_interchanged_is_named(store, change, message):
     with pytest.raises((ConfigError, UnknownNameError), match=message):
-        ic.interchange(request(**change), root=store)
+        interchange(request(**change), root=store)
 
 
 def test_the_last_layers_late_site_falls_back_to_the_read_index(store):
-    assert [record["index"] for record in ic.interchange(request(layers=(2,), site="resid_post"), root=store).values] == [4]
+    assert [record["index"] for record in interchange(request(layers=(2,), site="resid_post"), root=store).values] == [4]
 
 
 def test_damaged_weights_stop_before_anything_is_measured(store, write_run, tmp_path):
@@ -243,34 +246,29 @@ def test_damaged_weights_stop_before_anything_is_measured(store, write_run, tmp_
     data[-5] ^= 4
     run.weights_path.write_bytes(data)
     with pytest.raises(CheckpointError, match="the file was altered"):
-        ic.interchange(request(), root=tmp_path)
+        interchange(request(), root=tmp_path)
 
 
 def test_a_self_patch_that_changes_something_is_an_error(store, monkeypatch):
-    pairs = draw_pairs(RecurrenceTask(), 5, 50, 0)
-    dst = models.load("c0", root=store)
-    clean = cache.capture(dst, pairs.base, ["blocks.1.hook_resid_pre"])["blocks.1.hook_resid_pre"][:, 3]
-    base_log = dst.model(pairs.base)[:, 4].detach().double().log_softmax(-1)
-    patcher = ic.Patcher(dst, pairs.base, "blocks.1.hook_resid_pre", 3, clean + 1e-6, base_log, 5)
+    usual = engines.Looped.value
+    monkeypatch.setattr(engines.Looped, "value", lambda engine, place: usual(engine, place) + 1e-6)
     with pytest.raises(InstrumentError, match="own activation back changed the answer"):
-        ic.measure(patcher, clean.roll(1, 0), pairs, 0, None)
+        interchange(request(), root=store)
 
 
-def test_a_hook_that_does_not_fire_once_is_an_error(store):
-    pairs = draw_pairs(RecurrenceTask(), 5, 50, 0)
-    dst = models.load("c0", root=store)
-    zeros = torch.zeros(len(pairs.own), 24)
-    patcher = ic.Patcher(dst, pairs.base, "blocks.1.attn.hook_result", 3, zeros, torch.zeros(len(pairs.own), 17).double(), 5)
-    with pytest.raises(InstrumentError, match=r"fired 0 times"):
-        patcher(Swap(), zeros)
+@pytest.mark.parametrize(("hook", "times"), [("blocks.1.attn.hook_result", 0), ("blocks.1.ln1.hook_scale", 3)])
+def test_a_hook_that_does_not_fire_once_is_an_error(store, monkeypatch, hook, times):
+    monkeypatch.setattr(models, "hook_name", lambda layer, site: hook)
+    with pytest.raises(InstrumentError, match=f"fired {times} times"):
+        interchange(request(), root=store)
 
 
 def test_layer_lists_are_read():
-    assert ic.parse_layers("all") is None
-    assert ic.parse_layers("3,1,1") == (1, 3)
+    assert parsing.layers("all") is None
+    assert parsing.layers("3,1,1") == (1, 3)
     for text in ("", "x", "1;2", "1.5"):
         with pytest.raises(ConfigError, match="is not a number"):
-            ic.parse_layers(text)
+            parsing.layers(text)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +300,6 @@ def test_the_sentence_says_what_the_intervals_allow(rule_low, import_low, words)
     }
     cell |= {f"base_p_{name}": 0.001 for name in ("rule", "import")} | {f"p_{name}_random": 0.058 for name in ("rule", "import")}
     attrs = {"src": "p5", "dst": "c0", "site": "resid_pre", "align": "ridge", "noise_floor": 1 / 17}
-    sentence = finding({(3, 4): cell}, attrs, (3, 4), (3, 4))
+    sentence = finding({Place("resid_pre", 3, 4): cell}, attrs, Place("resid_pre", 3, 4), Place("resid_pre", 3, 4))
     assert sentence.startswith("Patching p5's ridge-aligned resid_pre into c0 ")
     assert words in sentence

@@ -9,10 +9,13 @@ from sklearn.linear_model import LogisticRegression
 from wallprobe import models
 from wallprobe.errors import ConfigError, InstrumentError, UnknownNameError
 from wallprobe.hooks.attach.interventions import Swap
-from wallprobe.hooks.interchange import single as ic
 from wallprobe.hooks.interchange import subspaces
 from wallprobe.hooks.interchange.ablation import METRICS, Ablation, ablate, reading
-from wallprobe.hooks.interchange.pairs import draw_pairs
+from wallprobe.hooks.interchange.engines import PointHooks
+from wallprobe.hooks.interchange.pairs import Pairs
+from wallprobe.hooks.interchange.places import Place
+from wallprobe.hooks.interchange.request import Request
+from wallprobe.hooks.interchange.run import interchange
 from wallprobe.hooks.interchange.subspaces import InSubspace, NormMatchedInside, parse, principal_axes, random_axes, row_span, share_inside
 from wallprobe.hooks.probes.measure import STRENGTHS, Split
 from wallprobe.hooks.probes.targets import Labels
@@ -35,7 +38,7 @@ def store(tmp_path_factory, write_run):
 
 
 def request(**rest):
-    return ic.Request("p5", "c0", **{"layers": (1,), "pairs": 120, **rest})
+    return Request("p5", "c0", **{"layers": (1,), "pairs": 120, **rest})
 
 
 def test_a_swap_inside_one_axis_by_hand():
@@ -142,8 +145,8 @@ def states_of(store, run, tokens, layer, index):
 
 @pytest.mark.parametrize(("subspace", "index"), [("pca:5", 4), ("random:5", 3)])
 def test_an_interchange_in_a_subspace_equals_raw_torch_hooks(store, subspace, index):
-    record = ic.interchange(request(indices=(index,), subspace=subspace), root=store).values[0]
-    pairs = draw_pairs(RecurrenceTask(), 5, 120, 0)
+    record = interchange(request(indices=(index,), subspace=subspace), root=store).values[0]
+    pairs = Pairs.programs(RecurrenceTask(), 120, horizon=5, seed=0)
     if subspace.startswith("pca"):
         fresh = RecurrenceTask().sample(4000, generator(0, "subspace")).tokens
         states = states_of(store, "c0", fresh, 1, index)
@@ -161,22 +164,22 @@ def test_an_interchange_in_a_subspace_equals_raw_torch_hooks(store, subspace, in
 
 
 def test_no_dimension_and_its_own_state_leave_the_answer_to_the_bit(store):
-    pairs = draw_pairs(RecurrenceTask(), 5, 60, 0)
-    dst, hook = models.load("c0", root=store), "blocks.1.hook_resid_pre"
-    seen, base_log = ic.observe(dst, pairs.base, [hook], (3,), 5)
-    clean = seen[hook][:, 0]
-    patcher = ic.Patcher(dst, pairs.base, hook, 3, clean, base_log, 5)
+    pairs = Pairs.programs(RecurrenceTask(), 60, horizon=5, seed=0)
+    dst = models.load("c0", root=store)
+    whole, place = PointHooks("c0", lambda: dst, None), Place("resid_pre", 1, 3)
+    seen, base = whole.look(pairs.base, [place])
+    clean = seen[place]
     for axes, state in ((torch.zeros(24, 0), clean.roll(1, 0)), (random_axes(24, 9, "nine"), clean)):
-        log, at_hook = patcher(InSubspace(Swap(), axes), state)
+        logits, at_hook = whole.patch(pairs.base, place, InSubspace(Swap(), axes)(clean, state))
         assert at_hook == 0.0
-        assert torch.equal(log, base_log)
+        assert torch.equal(logits, base)
 
 
 @pytest.mark.parametrize("align", ["none", "ridge"])
 def test_all_dimensions_are_the_whole_interchange(store, align):
-    whole = ic.interchange(request(align=align), root=store).values
+    whole = interchange(request(align=align), root=store).values
     for kind in ("pca:24", "random:24"):
-        for one, other in zip(ic.interchange(request(align=align, subspace=kind), root=store).values, whole, strict=True):
+        for one, other in zip(interchange(request(align=align, subspace=kind), root=store).values, whole, strict=True):
             for name in ("rule", "import", "own"):
                 assert abs(one[f"p_{name}"] - other[f"p_{name}"]) < 1e-5
                 assert one[f"p_{name}_whole"] == other[f"p_{name}"]
@@ -185,7 +188,7 @@ def test_all_dimensions_are_the_whole_interchange(store, align):
 
 
 def test_probe_spans_are_said_with_their_size_accuracy_and_control(store):
-    result = ic.interchange(request(subspace="probes:token,class"), root=store)
+    result = interchange(request(subspace="probes:token,class"), root=store)
     for record in result.values:
         assert 1 <= record["subspace_dims"] <= 17
         assert 0 <= record["probe_accuracy"] <= 1
@@ -193,12 +196,12 @@ def test_probe_spans_are_said_with_their_size_accuracy_and_control(store):
         assert record["p_own_span"] != record["p_own"]
     assert "in the span probes:token,class into c0" in result.summary["finding"]
     assert result.data.attrs["subspace"] == result.summary["subspace"] == "probes:token,class"
-    assert ic.interchange(request(subspace="probes:token,class"), root=store).values == result.values
+    assert interchange(request(subspace="probes:token,class"), root=store).values == result.values
 
 
 def test_too_many_dimensions_are_refused(store):
     with pytest.raises(ConfigError, match=r"--subspace pca:25: the states have 24 dimensions; give at most 24"):
-        ic.interchange(request(subspace="pca:25"), root=store)
+        interchange(request(subspace="pca:25"), root=store)
 
 
 @pytest.mark.parametrize(("method", "index", "read"), [("mean", 4, 4), ("zero", 3, 4), ("mean", 9, 9)])

@@ -9,11 +9,11 @@ from scipy.stats import false_discovery_control
 from wallprobe import models
 from wallprobe.errors import ConfigError, UnknownNameError
 from wallprobe.hooks.attach import cache
-from wallprobe.hooks.interchange import single as ic
-from wallprobe.hooks.interchange import sweep as interchange_sweep
-from wallprobe.hooks.interchange.pairs import draw_pairs
-from wallprobe.hooks.interchange.sweep import sweep
-from wallprobe.hooks.interchange.sweep_report import SweepRequest, adjusted, p_value, sign_flips
+from wallprobe.hooks.interchange.pairs import Pairs
+from wallprobe.hooks.interchange.places import LATE_SITES
+from wallprobe.hooks.interchange.report import adjusted, p_value, sign_flips
+from wallprobe.hooks.interchange.request import Request
+from wallprobe.hooks.interchange.run import interchange, plan
 from wallprobe.rng import generator
 from wallprobe.store.results import load_result
 from wallprobe.store.runs import find_run
@@ -35,7 +35,7 @@ def store(tmp_path_factory, write_run):
 
 @pytest.fixture(scope="module")
 def whole(store):
-    return sweep(SweepRequest("p5", "c0", sites=models.SITES, pairs=60), root=store)
+    return interchange(Request("p5", "c0", sites=models.SITES, pairs=60), root=store)
 
 
 COMPARED = [f"p_{answer}{arm}" for answer in ("rule", "import", "own") for arm in ("", "_low", "_high", "_random", "_mismatched", "_norm")]
@@ -45,8 +45,8 @@ COMPARED = [f"p_{answer}{arm}" for answer in ("rule", "import", "own") for arm i
 def test_a_cell_is_what_one_interchange_gives(store, whole, site):
     """Layer by layer: the late sites of the last one allow the last index alone."""
     for layer in range(3):
-        indices = (4,) if site in ic.LATE_SITES and layer == 2 else (0, 3, 4)
-        single = ic.interchange(ic.Request("p5", "c0", (layer,), indices, site, pairs=60), root=store)
+        indices = (4,) if site in LATE_SITES and layer == 2 else (0, 3, 4)
+        single = interchange(Request("p5", "c0", (layer,), indices, (site,), pairs=60), root=store)
         for index in indices:
             one, cell = single.data.sel(layer=layer, index=index), whole.data.sel(site=site, layer=layer, index=index)
             for name in COMPARED:
@@ -66,7 +66,7 @@ def test_every_cell_that_can_matter_is_there_and_no_other(whole):
 
 def test_single_heads_are_their_parts_of_z(store, whole):
     """All heads' donors together are z's, one alone is z with that head's; exactness is checked inside the sweep, on cells drawn."""
-    heads = sweep(SweepRequest("p5", "c0", sites=("heads", "z"), pairs=60), root=store)
+    heads = interchange(Request("p5", "c0", sites=("heads", "z"), pairs=60), root=store)
     assert heads.data["site"].values.tolist() == ["z.0", "z.1", "z.2", "z"]
     assert heads.summary["self_patch_max_change"] == 0.0
     for name in COMPARED:
@@ -77,7 +77,7 @@ def test_single_heads_are_their_parts_of_z(store, whole):
     assert float(changed.sel(site=["z.0", "z.1", "z.2"]).max()) == pytest.approx(float(changed.sel(site="z")), rel=1e-6)
     # One head by hand: the model's own hook, the head's own slot.
     run = find_run("c0", store)
-    pairs = draw_pairs(RecurrenceTask.from_manifest(run.manifest["task"]), 5, 60, 0)
+    pairs = Pairs.programs(RecurrenceTask.from_manifest(run.manifest["task"]), 60)
     donor = cache.capture(models.load_run(find_run("p5", store)), pairs.donor, ["blocks.1.attn.hook_z"])["blocks.1.attn.hook_z"]
 
     def put(value, hook):
@@ -93,15 +93,15 @@ def test_single_heads_are_their_parts_of_z(store, whole):
 def refused(store):
     """What is said of a budget that not even one cell fits."""
     with pytest.raises(ConfigError, match="more than the budget") as error:
-        sweep(SweepRequest("p5", "c0", sites=models.SITES, pairs=60, budget=1e-4), root=store)
+        interchange(Request("p5", "c0", sites=models.SITES, pairs=60, budget=1e-4), root=store)
     return str(error.value)
 
 
 def test_the_budget_splits_the_work_and_changes_nothing(store, whole):
     least = float(re.search(r"takes ([0-9.]+) GiB", refused(store)).group(1))
     done = []
-    tight = SweepRequest("p5", "c0", sites=models.SITES, pairs=60, budget=1.2 * least)
-    cut = sweep(tight, root=store, on_cell=lambda cells, total: done.append((cells, total)))
+    tight = Request("p5", "c0", sites=models.SITES, pairs=60, budget=1.2 * least)
+    cut = interchange(tight, root=store, on_cell=lambda cells, total: done.append((cells, total)))
     assert len(done) > 5
     assert done[-1] == (whole.summary["n_cells"],) * 2
     for name in COMPARED:
@@ -111,7 +111,7 @@ def test_the_budget_splits_the_work_and_changes_nothing(store, whole):
 
 
 def test_aligned_sweeps_carry_the_raw_swap_beside(store, whole):
-    aligned = sweep(SweepRequest("p5", "c0", sites=("resid_pre", "z"), align="procrustes", pairs=60), root=store)
+    aligned = interchange(Request("p5", "c0", sites=("resid_pre", "z"), align="procrustes", pairs=60), root=store)
     for site in ("resid_pre", "z"):
         cells = aligned.data.sel(site=site)
         raw, plain = (
@@ -152,8 +152,8 @@ def test_p_values_are_uniform_without_an_effect_and_small_with_one():
 
 def test_what_cannot_be_swept_is_said_before_anything_runs(store):
     with pytest.raises(UnknownNameError, match="no site named 'mlp'"):
-        sweep(SweepRequest("p5", "c0", sites=("mlp",)), root=store)
-    with pytest.raises(ConfigError, match="read at index 4 alone"):
-        sweep(SweepRequest("p5", "c0", layers=(2,), indices=(1,), sites=("attn_out",)), root=store)
+        interchange(Request("p5", "c0", sites=("mlp",), sweep=True), root=store)
+    with pytest.raises(ConfigError, match="cannot be read from another index"):
+        interchange(Request("p5", "c0", layers=(2,), indices=(1,), sites=("attn_out",), sweep=True), root=store)
     with pytest.raises(UnknownNameError, match="no run named 'p9'"):
-        interchange_sweep.check(SweepRequest("p9", "c0"), store)
+        plan(Request("p9", "c0", sweep=True), root=store)

@@ -109,9 +109,7 @@ class Batched:
             found[f"{MORE}{batch.answer}"][batch.rows] += read[:, 0]
         return found
 
-    def patched(
-        self, entries: Sequence[tuple[Place, Float[Tensor, "pair width"]]], reader: Reader
-    ) -> list[dict[str, Float[Tensor, " pair"]]]:
+    def patched(self, entries: Sequence[tuple[Place, Tensor]], reader: Reader) -> list[dict[str, Float[Tensor, " pair"]]]:
         """What is read with each of these patches, by name; cells of one index, in the order of `budget.entered`."""
         if self.alone:
             at = self._main[0].at

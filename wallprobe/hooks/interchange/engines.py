@@ -55,9 +55,7 @@ class Whole(ABC):
         head = sites.head_of(site)
         return slice(None) if head is None else sites.part_of(self.blocks, head)
 
-    def look(
-        self, tokens: Int[Tensor, "row index"], places: Sequence[Place]
-    ) -> tuple[dict[Place, Float[Tensor, "row width"]], Float[Tensor, "row vocab"]]:
+    def look(self, tokens: Int[Tensor, "row index"], places: Sequence[Place]) -> tuple[dict[Place, Tensor], Float[Tensor, "row vocab"]]:
         """What stands at places, windows side by side, and the logits at the last index."""
         wanted: dict[Point, list[tuple[str, int]]] = {}
         for place in places:
@@ -225,9 +223,7 @@ class Traces(Whole):
         module, given = self.blocks.point(place.layer, sites.module_site(place.site))
         return self._paths[module], given
 
-    def look(
-        self, tokens: Int[Tensor, "row index"], places: Sequence[Place]
-    ) -> tuple[dict[Place, Float[Tensor, "row width"]], Float[Tensor, "row vocab"]]:
+    def look(self, tokens: Int[Tensor, "row index"], places: Sequence[Place]) -> tuple[dict[Place, Tensor], Float[Tensor, "row vocab"]]:
         """See `Whole`."""
         kept: dict[tuple[str, bool], list[int]] = {}
         for place in sorted(places, key=lambda place: (place.layer, ORDER.index(place.site))):
@@ -271,7 +267,7 @@ class Looped:
         """What stood there in the last run."""
         return self._values[place]
 
-    def patched(self, entries: Sequence[tuple[Place, Float[Tensor, "row width"]]], reduce: Reduce) -> list[Float[Tensor, "row figure"]]:
+    def patched(self, entries: Sequence[tuple[Place, Tensor]], reduce: Reduce) -> list[Float[Tensor, "row figure"]]:
         """What is read with each of these patches in the last run's sequences; cells of one index, in the order of `budget.entered`."""
         return [reduce(self.whole.patch(self.tokens, place, value)[0][None])[0] for place, value in entries]
 
@@ -329,7 +325,7 @@ class Resumed(Looped):
         assert self._clean is not None
         return sites.value_at(self.steps, self._clean, place.layer, int(place.index), place.site)
 
-    def patched(self, entries: Sequence[tuple[Place, Float[Tensor, "row width"]]], reduce: Reduce) -> list[Float[Tensor, "row figure"]]:
+    def patched(self, entries: Sequence[tuple[Place, Tensor]], reduce: Reduce) -> list[Float[Tensor, "row figure"]]:
         """See `Looped`."""
         assert self._clean is not None
         index = int(entries[0][0].index)

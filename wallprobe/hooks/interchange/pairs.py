@@ -64,7 +64,7 @@ class Pairs:
     donor: Rows
     base: Rows
     answers: Mapping[str, Int[Tensor, " pair"]]
-    read: InitVar[int] = -1
+    read: InitVar[Any] = -1
     slots: Mapping[str, Any] = field(default_factory=dict)
     donors: str = ""
     rest: Mapping[str, Sequence[tuple[int, ...]]] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Pairs:
     donor_logits: Float[Tensor, "pair vocab"] | None = None
     base_logits: Float[Tensor, "pair vocab"] | None = None
 
-    def __post_init__(self, read: int) -> None:
+    def __post_init__(self, read: Any) -> None:
         if isinstance(read, int) and read != -1:  # dataclasses.replace gives what stands under that name afterwards
             object.__setattr__(self, "base", [row[: read % len(row) + 1] for row in self.base])
         count = len(self.donor)

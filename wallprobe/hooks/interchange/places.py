@@ -10,6 +10,7 @@ from wallprobe.hooks.attach import sites
 
 # Sites that write nothing later indices can read within the same block.
 LATE_SITES = ("resid_mid", "resid_post", "attn_out", "mlp_out", "z")
+TEXT_SITES = tuple(site for site in models.SITES if site != "resid_mid")  # modules of a transformers model give these
 At = int | str
 
 

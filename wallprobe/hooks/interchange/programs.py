@@ -195,7 +195,7 @@ class Programs(Report):
         return self.provenance(device, watch, subject, config, **more)
 
     def _examples(self, shown: int, site: str, coords: Mapping[str, list[Any]]) -> Grid:
-        """Of the first pairs their sequences, their three answers, and what is said of them before the patch, at every cell, by the donor."""
+        """Of the first pairs their sequences, their three answers, and what is said before, at every cell, and by the donor."""
         cells = [[self.examples[Place(site, layer, index, self.request.window)] for index in coords["index"]] for layer in coords["layer"]]
         grid: Grid = {}
         for name in ANSWERS:

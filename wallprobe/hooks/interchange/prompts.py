@@ -147,8 +147,8 @@ class Prompts(Report):
         for name in empty:
             cells = [
                 [
-                    [self.first.get(Place(s, l, names.get(str(i), i), self.request.window), empty)[name].numpy() for i in coords["index"]]
-                    for l in coords["layer"]
+                    [self.first.get(Place(s, k, names.get(str(i), i), self.request.window), empty)[name].numpy() for i in coords["index"]]
+                    for k in coords["layer"]
                 ]
                 for s in coords["site"]
             ]

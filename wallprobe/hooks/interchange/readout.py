@@ -15,9 +15,9 @@ import numpy as np
 
 from wallprobe.errors import ConfigError
 from wallprobe.findings import beyond, rounding
-from wallprobe.hooks.interchange.run import interchange, plan
 from wallprobe.hooks.interchange.programs import MARGIN, describe, shares_initialisation
 from wallprobe.hooks.interchange.request import Request
+from wallprobe.hooks.interchange.run import interchange, plan
 from wallprobe.store.manifest import Stopwatch, provenance
 from wallprobe.store.results import Result, dataset
 from wallprobe.store.runs import Run, resolve_run

@@ -192,7 +192,7 @@ class Report:
         made: Grid = {}
         for name in empty:
             values = np.array(
-                [[[self._at(s, l, i, empty)[name] for i in coords["index"]] for l in coords["layer"]] for s in coords["site"]]
+                [[[self._at(s, k, i, empty)[name] for i in coords["index"]] for k in coords["layer"]] for s in coords["site"]]
             )
             made[name] = (tuple(table), values if len(table) == len(TABLE) else values[0], *self.describe(name))
         return made, {name: coords[name] for name in table}

@@ -31,7 +31,7 @@ class Request:
         backend: "hooks", or "nnsight".
         remote: with nnsight "none", or "local": as it would go to NDIF, run here.
         budget: GiB that tensors may take beside the weights.
-        sweep: of runs: passes from the middle, and the table over sites.
+        sweep: of runs: passes from the middle, and the table over sites; so are several sites.
         reads: what is read besides: names, functions of (logits, pairs), or reads.
         intervention: what is put there: a name, or an intervention; the donor's activation by default.
         direction: "denoise": donors into bases; "noise": the other way round.
@@ -61,6 +61,10 @@ class Request:
     treatment: Intervention = field(init=False, repr=False, default=Swap())
 
     def __post_init__(self) -> None:
+        if isinstance(self.sites, str):
+            object.__setattr__(self, "sites", (self.sites,))
+        if len(self.sites) > 1 or "heads" in self.sites:
+            object.__setattr__(self, "sweep", True)
         object.__setattr__(self, "read", tuple(as_read(one) for one in self.reads))
         object.__setattr__(self, "treatment", Swap() if self.intervention is None else as_intervention(self.intervention))
         if self.direction not in DIRECTIONS:

@@ -1,4 +1,4 @@
-"""Interchange: put one network's activation into another and read which answer comes out. One way for runs, prompts and the user's own pairs:
+"""Interchange: put one network's activation into another and read which answer comes out. One way for runs, prompts, the user's pairs:
 
 pairs x plan (places, in the order they are walked) x engine (from the middle, whole passes, nnsight's traces) x reads x controls -> report.
 src gives its activations and is freed; dst is walked. The self-patch must change nothing, to the bit; what is patched must change
@@ -20,7 +20,7 @@ from torch import Tensor
 from wallprobe import models
 from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.hooks.attach import remote, resume
-from wallprobe.hooks.attach import sites as parts
+from wallprobe.hooks.attach import sites as of_block
 from wallprobe.hooks.attach.interventions import Intervention, NormMatched, OtherDonor, Swap
 from wallprobe.hooks.interchange import alignment, budget, places, sides, subspaces
 from wallprobe.hooks.interchange.batches import Batched
@@ -70,7 +70,7 @@ class Plan:
         return ARMS + (self.request.align != "none") + 2 * (self.request.subspace is not None)
 
     def cost(self, device: str = "cpu") -> dict[str, Any]:
-        """What it would take: cells, arms, whole passes, minutes (as long as a clean pass of dst takes now) and bytes beside the weights."""
+        """What it would take: cells, arms, whole passes, minutes (by a clean pass of dst now), GiB beside the weights."""
         with torch.no_grad():
             engine = self.dst.engine(self.quick, self.request, device)
             bases = Batched(engine, self.pairs, "base", device)
@@ -128,7 +128,7 @@ def plan(request: Request, *, root: Path | None = None, device: str = "cpu") -> 
         UnknownNameError, CheckpointError, ConfigError, InstrumentError: as `interchange`.
     """
     remote.check(request.backend, request.remote)
-    models.hook_name(0, parts.module_site(request.sites[0]) if request.sites[0] != parts.HEADS else "z")
+    models.hook_name(0, of_block.module_site(request.sites[0]) if request.sites[0] != of_block.HEADS else "z")
     if request.subspace is not None:
         subspaces.parse(request.subspace)
     if request.align not in alignment.ALIGNMENTS:
@@ -137,7 +137,7 @@ def plan(request: Request, *, root: Path | None = None, device: str = "cpu") -> 
     pairs = _pairs(request, src, dst)
     sides.check_fit(request, src, dst, pairs)
     both = src.blocks, dst.blocks
-    request = replace(request, sites=parts.expand(request.sites, min(one.n_heads for one in both)))
+    request = replace(request, sites=of_block.expand(request.sites, min(one.n_heads for one in both)))
     quick = request.backend == "hooks" and request.window == 1 and (request.sweep or pairs.kind != PROGRAMS) and src.steps and dst.steps
     return Plan(request, src, dst, pairs, _places(request, both, pairs, f"{src.name} and {dst.name}"), bool(quick))
 
@@ -165,8 +165,8 @@ def _places(request: Request, both: tuple[places.Blocks, places.Blocks], pairs: 
     """
     stack, depth = both[1], min(blocks.n_layers for blocks in both)
     for site in request.sites:
-        models.hook_name(0, parts.module_site(site))
-        if parts.head_of(site) is not None and request.backend == "nnsight":
+        models.hook_name(0, of_block.module_site(site))
+        if of_block.head_of(site) is not None and request.backend == "nnsight":
             raise ConfigError(f"site {site} is part of a module's output, which --backend nnsight patches whole; give z")
     layers = places.chosen_layers(request.layers, depth, names, request.window)
     at, read = _indices(request, pairs)
@@ -240,8 +240,8 @@ class Fits:
     """What is fitted on other sequences: maps from src's basis, and spans in dst's."""
 
     tokens: Int[Tensor, "sequence index"] | None = None
-    src: Mapping[Place, Float[Tensor, "sequence width"]] | None = None
-    dst: Mapping[Place, Float[Tensor, "sequence width"]] | None = None
+    src: Mapping[Place, Tensor] | None = None
+    dst: Mapping[Place, Tensor] | None = None
     spans: Mapping[tuple[int, At], subspaces.Fitted] | None = None
 
     def swap(self, kind: str, place: Place) -> alignment.Alignment | None:
@@ -255,11 +255,11 @@ class Fits:
         return None if self.spans is None else self.spans[place.layer, place.index]
 
 
-def _values(engine: Looped, tokens: Int[Tensor, "sequence index"], wanted: Sequence[Place]) -> dict[Place, Float[Tensor, "sequence width"]]:
+def _values(engine: Looped, tokens: Int[Tensor, "sequence index"], wanted: Sequence[Place]) -> dict[Place, Tensor]:
     """What stands at places on further sequences."""
     if isinstance(engine, Resumed):
         clean = resume.observe(engine.steps, tokens)
-        return {place: parts.value_at(engine.steps, clean, place.layer, int(place.index), place.site).clone() for place in wanted}
+        return {place: of_block.value_at(engine.steps, clean, place.layer, int(place.index), place.site).clone() for place in wanted}
     parts = [engine.whole.look(part, wanted)[0] for part in torch.split(tokens, FIT_BATCH)]
     return {place: torch.cat([part[place] for part in parts]) for place in wanted}
 

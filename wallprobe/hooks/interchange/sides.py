@@ -188,7 +188,7 @@ def check_fit(request: Request, src: Side, dst: Side, pairs: Pairs) -> None:
     if src.d_model != dst.d_model and request.align != "ridge":
         fix = "; use --align ridge, or runs of one preset" if src.run is not None else ""
         raise ConfigError(f"{src.name} is {src.d_model} wide and {dst.name} {dst.d_model}: their residual streams do not fit{fix}")
-    if any(site.partition(".")[0] in ("z", "heads") for site in request.sites) and src.blocks.d_heads != dst.blocks.d_heads:
-        if request.align != "ridge":
-            wide = f"{src.blocks.d_heads} and {dst.blocks.d_heads}"
-            raise ConfigError(f"the heads of {src.name} and {dst.name} are {wide} wide; leave out site z")
+    of_heads = any(site.partition(".")[0] in ("z", "heads") for site in request.sites) and request.align != "ridge"
+    if of_heads and src.blocks.d_heads != dst.blocks.d_heads:
+        wide = f"{src.blocks.d_heads} and {dst.blocks.d_heads}"
+        raise ConfigError(f"the heads of {src.name} and {dst.name} are {wide} wide; leave out site z")

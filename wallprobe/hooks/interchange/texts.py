@@ -3,7 +3,8 @@
 {"clean": "The capital of France is", "corrupt": "The capital of Italy is", "answer": " Paris", "wrong": " Rome"}
 
 An answer may have several tokens, or be a list of answers that are as right. Prompts may differ in length where `"slots"` name what is
-compared: `{"country": "France"}` (its last token), `[start, end]` in characters or a token's index; `{"clean": ..., "corrupt": ...}` for each.
+compared: `{"country": "France"}` (its last token), `[start, end]` in characters or a token's index, or
+an object of such for `clean` and `corrupt`.
 """
 
 import hashlib
@@ -104,7 +105,7 @@ def _row(where: str, given: Any, tokenizer: Any) -> Row:
         raise ConfigError(f"{where}: slots must be an object, such as {{'subject': 'France'}}; it is {type(slots).__name__}")
     if not row["clean"] or (len(row["clean"]) != len(row["corrupt"]) and not slots):
         raise ConfigError(
-            f"{where}: clean has {len(row['clean'])} tokens, corrupt {len(row['corrupt'])}; they must be as long as each other, or have slots"
+            f"{where}: clean has {len(row['clean'])} tokens, corrupt {len(row['corrupt'])}; give prompts as long as each other, or slots"
         )
     if row["clean"] == row["corrupt"]:
         raise ConfigError(f"{where}: clean and corrupt are the same tokens")

