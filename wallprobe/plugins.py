@@ -14,6 +14,8 @@ GROUPS = (
     "wallprobe.estimators",
     "wallprobe.exhibits",
     "wallprobe.claims",
+    "wallprobe.reads",
+    "wallprobe.interventions",
 )
 PICTURES = "wallprobe.pictures"  # what a notebook shows of a Result; the gallery fills it, plugins have exhibits
 Part = TypeVar("Part")

@@ -100,7 +100,7 @@ def built_in() -> Mapping[str, Intervention]:
 
 def interventions() -> Mapping[str, Intervention]:
     """Every registered intervention by name: an entry point is a function that returns a mapping of them; the built-in ones win a clash."""
-    known: dict[str, Intervention] = {}
+    known = dict(built_in())
     for name, one in collect(GROUP, lambda made: made().items()):
         known.setdefault(name, one)
     return known

@@ -35,8 +35,8 @@ class Bucket:
     """
 
     rows: Int[Tensor, " row"]
-    donor: Int[Tensor, "row index"]
-    base: Int[Tensor, "row index"]
+    donor: Int[Tensor, "row donor_index"]
+    base: Int[Tensor, "row base_index"]
     donor_at: Mapping[At, int]
     base_at: Mapping[At, int]
 
@@ -82,11 +82,9 @@ class Pairs:
         count = len(self.donor)
         sizes = {"base": len(self.base), **{f"answer {name}": len(ids) for name, ids in self.answers.items()}}
         wrong = next((name for name, size in sizes.items() if size != count), None)
-        if wrong is not None or count < 2 or not self.answers:
+        if wrong is not None or not count or not self.answers:
             said = f"{wrong} has {sizes[wrong]}" if wrong else f"there are {len(self.answers)} answers"
-            raise ConfigError(
-                f"{count} donors, but {said}; give two or more pairs: a donor, a base and a token of each answer for every pair"
-            )
+            raise ConfigError(f"{count} donors, but {said}; give a donor, a base and a token of each answer for every pair")
         if self.donors and self.donors not in self.answers:
             raise ConfigError(f"donors '{self.donors}' is none of the answers: {', '.join(self.answers)}")
         for name, (donor_at, base_at) in self._positions.items():

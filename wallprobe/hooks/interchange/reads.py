@@ -145,7 +145,7 @@ class FromFunction:
     name: str = ""
     units: str = ""
 
-    def __call__(self, logits: Float[Tensor, "*entry pair vocab"], pairs: Pairs) -> Found:
+    def __call__(self, logits: Float[Tensor, "*entry pair vocab"], pairs: Pairs) -> Mapping[str, Tensor]:
         """What the function gives."""
         found = self.function(logits, pairs)
         return found if isinstance(found, Mapping) else {"": found}
@@ -163,7 +163,7 @@ def reads() -> Mapping[str, Read]:
         several = (value,) if isinstance(value, Read) else value().values()
         return [check_part(one, Read) for one in several]  # type: ignore[type-abstract]
 
-    return first_of_name(collect(GROUP, unfold))
+    return first_of_name([*built_in().values(), *collect(GROUP, unfold)])
 
 
 def as_read(what: Any) -> Read:

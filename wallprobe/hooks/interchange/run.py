@@ -135,6 +135,8 @@ def plan(request: Request, *, root: Path | None = None, device: str = "cpu") -> 
         raise ConfigError(f"--align {request.align} is none of {', '.join(alignment.ALIGNMENTS)}")
     src, dst = sides.pair(request, root, device)
     pairs = _pairs(request, src, dst)
+    if len(pairs) < 2:
+        raise ConfigError(f"{len(pairs)} pair: give at least 2, for the random donor is another pair's")
     sides.check_fit(request, src, dst, pairs)
     both = src.blocks, dst.blocks
     request = replace(request, sites=of_block.expand(request.sites, min(one.n_heads for one in both)))
@@ -192,7 +194,8 @@ def _indices(request: Request, pairs: Pairs) -> tuple[tuple[At, ...], int]:
     """Indices and slots asked for, and the index that is read."""
     donors, bases = pairs.lengths
     read, slots = bases[0] - 1, sorted(pairs.slots)
-    if len(bases) > 1 or donors != bases:
+    differ = len(bases) > 1 or len(donors) > 1 or (pairs.kind == TEXTS and donors != bases)
+    if differ:
         wrong = next((one for one in request.indices or () if isinstance(one, int)), None)
         if wrong is not None or not slots:
             given = f"index {wrong}" if wrong is not None else "all indices"
@@ -200,11 +203,11 @@ def _indices(request: Request, pairs: Pairs) -> tuple[tuple[At, ...], int]:
                 f"{given}: the sequences differ in length, where an index means nothing; give a slot: {', '.join(slots) or 'none'}"
             )
     if request.indices is None:
-        if len(bases) > 1 or donors != bases:
+        if differ:
             return tuple(slots), -1
         if pairs.kind == PROGRAMS and not request.sweep:
             return (read - 1, read), read
-        return tuple(range(read + 1)), read
+        return tuple(range(min(read + 1, donors[0]))), read
     found: list[At] = []
     for one in request.indices:
         if isinstance(one, str):
