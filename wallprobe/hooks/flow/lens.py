@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wallprobe.errors import InstrumentError
+from wallprobe.hooks.attach.any_model import on_prompts
 from wallprobe.hooks.attach.prompt_sets import PromptSet
 from wallprobe.hooks.flow.report import LONG_NAMES, POSITIONS, Read, report
 from wallprobe.hooks.gains.efficiency import OTHERS, text_tokens
@@ -61,6 +62,7 @@ def lens(loaded: Loaded, residual: Float[Tensor, "batch index d_model"]) -> Floa
         return cast(Tensor, model.unembed(model.ln_final(residual)))
 
 
+@on_prompts
 def flow(
     loaded: Loaded,
     prompts: PromptSet,

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wallprobe.errors import InstrumentError
+from wallprobe.hooks.attach.any_model import on_prompts
 from wallprobe.hooks.attach.prompt_sets import PromptSet
 from wallprobe.hooks.gains import definitions
 from wallprobe.hooks.gains.definitions import Norms
@@ -242,6 +243,7 @@ def _measure_all(loaded: Loaded, prompts: PromptSet, on_progress: Callable[[int,
     return [found[index] for index in range(len(prompts.tokens))]
 
 
+@on_prompts
 def gains(
     loaded: Loaded,
     prompts: PromptSet,

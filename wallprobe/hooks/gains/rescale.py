@@ -15,6 +15,7 @@ from torch import Tensor
 from wallprobe import stats
 from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.findings import beyond, difference, foremost, rounding, side
+from wallprobe.hooks.attach.any_model import on_prompts
 from wallprobe.hooks.attach.prompt_sets import FIRST_TOKEN, PromptSet
 from wallprobe.hooks.gains import definitions
 from wallprobe.hooks.gains.measure import batches, measure_norms
@@ -37,6 +38,7 @@ MEASURES = {
 TABLE = ("layer", "scale", "place")
 
 
+@on_prompts
 def rescale(
     loaded: Loaded,
     prompts: PromptSet,
