@@ -4,7 +4,7 @@ from wallprobe.models.building import build, build_equilibrium, hooked
 from wallprobe.models.limits import Limits, limits
 from wallprobe.models.loaded import SITES, Loaded, Plain, hook_name, on_input, pick_device, quiet
 from wallprobe.models.loading import OWNERLESS, load, load_plain, load_run
-from wallprobe.models.wrapping import Model, as_model, resting, wrap
+from wallprobe.models.wrapping import Model, as_model, attachable, resting, wrap
 
 __all__ = [
     "OWNERLESS",
@@ -14,6 +14,7 @@ __all__ = [
     "Model",
     "Plain",
     "as_model",
+    "attachable",
     "build",
     "build_equilibrium",
     "hook_name",

@@ -204,3 +204,8 @@ def resting(*models: Loaded) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def attachable(what: Model) -> Model:
+    """What a hook module attaches to: a transformers decoder given as an object is hooked where it is, so that calls of it are seen."""
+    return wrap(what, through="blocks") if isinstance(what, nn.Module) and _of_transformers(what) else what

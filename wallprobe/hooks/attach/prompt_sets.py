@@ -5,7 +5,7 @@ No first token is added: the gains study's prompts went in without BOS (the auth
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,9 +19,10 @@ from wallprobe.models import Limits, Loaded, limits
 from wallprobe.rng import generator
 from wallprobe.tasks.registry import from_manifest
 
-__all__ = ["FIRST_TOKEN", "PROMPT_SETS", "PromptSet", "Prompts", "as_prompts", "encode", "prompt_set", "read_texts"]
+__all__ = ["FIRST_TOKEN", "PROMPT_SETS", "PromptSet", "Prompts", "as_prompts", "batches", "encode", "prompt_set", "read_texts"]
 
 FIRST_TOKEN = "none added"
+MAX_TOKENS = 1024  # a batch; bounds the logits some models make whether asked or not
 WRAP_IT = ", or its tokenizer: wallprobe.wrap(model, tokenizer)"
 
 
@@ -182,3 +183,13 @@ def _drawn(loaded: Loaded, sequences: int, seed: int) -> PromptSet:
     drawn = task.sample(sequences, generator(seed, "gains", "sequences")).tokens
     rows = [[str(number) for number in row.tolist()] for row in drawn]
     return PromptSet("task", tuple(" ".join(row) for row in rows), tuple(drawn), tuple(tuple(row) for row in rows), seed)
+
+
+def batches(prompts: PromptSet) -> Iterator[list[int]]:
+    """Indices of prompts of one length, at most `MAX_TOKENS` tokens together."""
+    lengths: dict[int, list[int]] = {}
+    for index, row in enumerate(prompts.tokens):
+        lengths.setdefault(len(row), []).append(index)
+    for length, members in sorted(lengths.items()):
+        size = max(1, MAX_TOKENS // length)
+        yield from (members[start : start + size] for start in range(0, len(members), size))

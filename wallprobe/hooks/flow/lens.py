@@ -16,11 +16,11 @@ from torch import Tensor
 
 from wallprobe.errors import InstrumentError
 from wallprobe.hooks.attach.any_model import on_prompts
-from wallprobe.hooks.attach.prompt_sets import PromptSet
+from wallprobe.hooks.attach.prompt_sets import PromptSet, batches
 from wallprobe.hooks.flow.report import LONG_NAMES, POSITIONS, Read, report
 from wallprobe.hooks.gains.efficiency import OTHERS, text_tokens
 from wallprobe.hooks.gains.efficiency import unigram as count_unigram
-from wallprobe.hooks.gains.measure import batches, gains
+from wallprobe.hooks.gains.measure import gains
 from wallprobe.hooks.gains.report import Subject
 from wallprobe.models import Loaded, hook_name
 from wallprobe.store.manifest import Stopwatch

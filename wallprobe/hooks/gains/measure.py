@@ -5,7 +5,7 @@ One forward pass a batch of equal-length prompts; nothing but norms leaves the h
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any, cast
@@ -17,6 +17,7 @@ from torch import Tensor
 from wallprobe.errors import InstrumentError
 from wallprobe.hooks.attach.any_model import on_prompts
 from wallprobe.hooks.attach.prompt_sets import PromptSet
+from wallprobe.hooks.attach.prompt_sets import batches as batches
 from wallprobe.hooks.gains import definitions
 from wallprobe.hooks.gains.definitions import Norms
 from wallprobe.hooks.gains.operators import operator_terms
@@ -27,7 +28,6 @@ from wallprobe.store.results import Result
 
 IDENTITY_TOLERANCE = 1e-4  # relative; fp32 sums of two terms stay below 1e-6
 FINAL_TOLERANCE = 1e-6
-MAX_TOKENS = 1024  # a batch; bounds the logits some models make whether asked or not
 SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 WAITING = 1 << 20  # numbers of blocks whose norms wait to be taken together
 HOOK_LEVEL = 1 << 20  # ours alone, so that removing them leaves others' hooks in place
@@ -221,16 +221,6 @@ def check_identity(name: str, error: Float[Tensor, "batch layer index"]) -> None
             f"{name}: resid_pre + attn_out + mlp_out misses resid_post by {float(worst[layer]):.1e} of the norm at layer {layer} "
             f"(at most {IDENTITY_TOLERANCE:.0e}); a hook does not carry what is added to the residual, no gain reported"
         )
-
-
-def batches(prompts: PromptSet) -> Iterator[list[int]]:
-    """Indices of prompts of one length, at most `MAX_TOKENS` tokens together."""
-    lengths: dict[int, list[int]] = {}
-    for index, row in enumerate(prompts.tokens):
-        lengths.setdefault(len(row), []).append(index)
-    for length, members in sorted(lengths.items()):
-        size = max(1, MAX_TOKENS // length)
-        yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
 def _measure_all(loaded: Loaded, prompts: PromptSet, on_progress: Callable[[int, int], None] | None) -> list[Norms]:
