@@ -115,6 +115,11 @@ class Loaded:
     origin: Origin | None = field(default=None, compare=False, repr=False)
 
     @property
+    def current_hash(self) -> str | None:
+        """`weight_hash`, but None for a wrapped model that was written to since: what is seen of a training is of no one model."""
+        return None if self.origin is not None and self.origin.changed else self.weight_hash
+
+    @property
     def root(self) -> nn.Module:
         """The module whose call is a forward pass: the user's own where hooks act on it, else the model."""
         return self.model if self.origin is None or self.origin.copied else self.origin.module

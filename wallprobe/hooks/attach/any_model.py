@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Concatenate, ParamSpec, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, runtime_checkable
 
 from wallprobe.hooks.attach.prompt_sets import Prompts, PromptSet, as_prompts
 from wallprobe.models import Loaded, Model, as_model, resting
@@ -12,6 +12,7 @@ from wallprobe.store.results import Result
 P = ParamSpec("P")
 
 
+@runtime_checkable
 class OnPrompts(Protocol[P]):
     """An instrument that reads a model on prompts."""
 
@@ -31,17 +32,17 @@ def on_prompts(instrument: Callable[Concatenate[Loaded, PromptSet, P], Result]) 
         loaded = as_model(model)
         chosen = as_prompts(loaded, prompts)
         with resting(loaded):
-            return told(instrument(loaded, chosen, *args, **kwargs), loaded)
+            return of_wrapped(instrument(loaded, chosen, *args, **kwargs), loaded)
 
     return measure
 
 
-def told(result: Result, *models: Loaded) -> Result:
+def of_wrapped(result: Result, *models: Loaded) -> Result:
     """The Result, its manifest saying of wrapped models where they came from: the class and the hash of the parameters, no path.
 
     The hash is part of the configuration too, so that objects of one name and other weights do not replace each other's Results.
     """
-    wrapped = {one.name: {"class": class_name(one), "weight_hash": one.weight_hash} for one in models if one.origin is not None}
+    wrapped = {one.name: {"class": class_name(one), "weight_hash": one.current_hash} for one in models if one.origin is not None}
     if not wrapped:
         return result
     config: dict[str, Any] = {**(result.manifest.get("config") or {}), "wrapped": wrapped}

@@ -56,8 +56,15 @@ def residuals(
 
 
 def lens(loaded: Loaded, residual: Float[Tensor, "batch index d_model"]) -> Float[Tensor, "batch index vocabulary"]:
-    """Logits that the final norm and the unembedding make of a residual."""
+    """Logits that the final norm and the unembedding make of a residual.
+
+    Raises:
+        InstrumentError: if the model shows neither by a known name.
+    """
     model = cast(Any, loaded.model)
+    missing = [name for name in ("ln_final", "unembed") if not hasattr(model, name)]
+    if missing:
+        raise InstrumentError(f"{loaded.name} has no module {' and '.join(missing)}, of which the logit lens is made")
     with torch.no_grad():
         return cast(Tensor, model.unembed(model.ln_final(residual)))
 

@@ -116,7 +116,7 @@ class ResidualCache(Following):
             return
         self._spill()
         loaded, index = self.loaded, self.index
-        told: dict[str, Any] = {"kind": KIND, "model": loaded.name, "class": class_name(loaded), "weight_hash": loaded.weight_hash}
+        told: dict[str, Any] = {"kind": KIND, "model": loaded.name, "class": class_name(loaded), "weight_hash": loaded.current_hash}
         told |= {"names": list(self.names), "index": index if index is None or isinstance(index, int) else list(index)}
         write_within(self._where / MANIFEST, as_json(told | {"shards": self._shards, "versions": versions()}))
 
@@ -232,5 +232,11 @@ def capture(model: Model, prompts: Prompts, names: str | Sequence[str], index: I
             data[place, rows, : value.shape[1]] = value.float().numpy()
     last = "d_model" if shape[-1] == loaded.d_model else "width"
     coords = {"hook": list(cache.names), "prompt": list(chosen.texts), "index": places}
-    attrs = {"long_name": "activation", "units": "1", "model": loaded.name, "weight_hash": loaded.weight_hash or "", "prompts": chosen.name}
+    attrs = {
+        "long_name": "activation",
+        "units": "1",
+        "model": loaded.name,
+        "weight_hash": loaded.current_hash or "",
+        "prompts": chosen.name,
+    }
     return xr.DataArray(data, dims=("hook", "prompt", "index", last), coords=coords, attrs=attrs, name="activation")

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wallprobe.errors import ConfigError, InstrumentError
+from wallprobe.hooks.attach.any_model import of_wrapped
 from wallprobe.hooks.attach.modules.attached import Following
 from wallprobe.models import Model
 from wallprobe.store.manifest import Stopwatch, provenance
@@ -95,8 +96,8 @@ class AttentionWatch(Following):
         summary: dict[str, Any] = {"model": self.loaded.name, "n_sequences": self.sequences, "n_queries": self.queries}
         summary |= {name: float(value.mean()) for name, value in means.items()}
         summary["finding"] = (
-            f"Attention's entropy is {summary['entropy']:.3g} nats on average; head {int(strongest[1])} of layer {layer} gives {share:.0%} of "
-            "its attention to the first token, more than any other."
+            f"Attention's entropy is {summary['entropy']:.3g} nats on average; head {int(strongest[1])} of layer {layer} gives {share:.0%} "
+            "of its attention to the first token, more than any other."
         )
         manifest = provenance(
             config={"model": self.loaded.name, "layers": list(self.layers)},
@@ -104,9 +105,9 @@ class AttentionWatch(Following):
             dtype="float32, sums in float64",
             watch=self._watch,
             subject=self.loaded.name,
-            weight_hash=self.loaded.weight_hash if self.loaded.origin is None or not self.loaded.origin.changed else None,
+            weight_hash=self.loaded.current_hash,
         )
-        return Result("attention_watch", data, ("layer", "head"), summary, manifest)
+        return of_wrapped(Result("attention_watch", data, ("layer", "head"), summary, manifest), self.loaded)
 
 
 def figures(pattern: Float[Tensor, "batch head query key"]) -> dict[str, Float[Tensor, " head"]]:
