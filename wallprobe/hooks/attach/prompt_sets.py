@@ -94,6 +94,8 @@ def _ids(row: Any) -> Int[Tensor, "_"]:
         found = torch.as_tensor(row).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         found = torch.empty(0, 0)
+    if found.shape == (0,):
+        return found.to(torch.int64)
     if found.ndim != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise ConfigError(
             f"prompts of {type(row).__name__} are neither texts nor token ids; give a list of texts, or token ids as [prompt, index]"

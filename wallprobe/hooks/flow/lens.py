@@ -66,7 +66,17 @@ def lens(loaded: Loaded, residual: Float[Tensor, "batch index d_model"]) -> Floa
     if missing:
         raise InstrumentError(f"{loaded.name} has no module {' and '.join(missing)}, of which the logit lens is made")
     with torch.no_grad():
-        return cast(Tensor, model.unembed(model.ln_final(residual)))
+        logits: Tensor = model.unembed(model.ln_final(residual))
+        cap = soft_cap(loaded)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def soft_cap(loaded: Loaded) -> float | None:
+    """What the model bends its logits below (Gemma 2: cap tanh(logits / cap)), None if it does not."""
+    model: Any = loaded.model
+    told = [getattr(model.cfg, "output_logits_soft_cap", None)]
+    told += [getattr(getattr(one, "config", None), "final_logit_softcapping", None) for one in (getattr(model, "original_model", None),)]
+    return next((float(cap) for cap in told if cap is not None and cap > 0), None)
 
 
 @on_prompts

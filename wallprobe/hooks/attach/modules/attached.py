@@ -28,7 +28,7 @@ class Attached:
     """
 
     def __init__(self, model: Model) -> None:
-        self.loaded = as_model(attachable(model))
+        self.loaded = model if isinstance(model, Loaded) else as_model(attachable(model))
         self._stack: ExitStack | None = None
 
     def __enter__(self: Own) -> Own:
