@@ -9,9 +9,8 @@ import sys
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
-from tokenizers import pre_tokenizers
 from torch import nn
 from torch.testing import assert_close
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -20,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 import wallprobe as wp
 from wallprobe.training.wall.recipes import get_recipe
 
-WORDS = "the capital of france is paris which known for tower quick brown fox jumps".split()
+WORDS = ["the", "capital", "of", "france", "is", "paris", "which", "known", "for", "tower", "quick", "brown", "fox", "jumps"]
 TEXTS = ["the capital of france is paris", "quick brown fox jumps", "paris is the capital of france"]
 IDS = torch.tensor([[2, 3, 4, 5, 6, 7], [11, 12, 13, 2, 3, 4], [7, 6, 2, 3, 4, 5]])
 SHAPE = {
@@ -135,7 +134,10 @@ def found_in(model):
     """All of a model that a tool could change."""
     parameters = {name: (id(one), one.dtype, one.device, one.requires_grad, one.grad is None) for name, one in model.named_parameters()}
     values = {name: one.detach().clone() for name, one in [*model.named_parameters(), *model.named_buffers()]}
-    modules = [(name, id(one), type(one), one.training, sorted(name for name in vars(one) if name[0] != "_")) for name, one in model.named_modules()]
+    modules = [
+        (name, id(one), type(one), one.training, sorted(name for name in vars(one) if name[0] != "_"))
+        for name, one in model.named_modules()
+    ]
     hooks = [
         (name, list(one._forward_hooks.items()), list(one._forward_pre_hooks.items()), list(one._backward_hooks.items()))
         for name, one in model.named_modules()
@@ -180,7 +182,7 @@ def test_each_model_is_left_as_it_was_found_when_the_instrument_raises(model):
         raise RuntimeError("stop")
     with pytest.raises(wp.WallprobeError, match="did not fire"), wp.Patch(mine, "blocks.0.hook_resid_post", wp.Swap(), torch.zeros(1)):
         pass
-    with pytest.raises(wp.WallprobeError, match="no hook of wrapped is named 'blocks.9"):
+    with pytest.raises(wp.WallprobeError, match=r"no hook of wrapped is named 'blocks\.9"):
         wp.capture(mine, IDS, "blocks.9.hook_resid_post")
     with pytest.raises(wp.WallprobeError, match="knows 32"):
         wp.gains(mine, IDS + 30)

@@ -76,25 +76,38 @@ class Patch(Attached):
         def put(value: Tensor, hook: Any = None) -> Tensor:
             if self.change is not None:
                 raise InstrumentError(f"the patch at {self.hook_name} of {self.loaded.name} fired more than once; make one pass at a time")
-            whole, index = slice(None), self.index
-            if index is not None and not -value.shape[1] <= index < value.shape[1]:
-                raise InstrumentError(f"the patch at {self.hook_name}: index {index} is outside sequences of {value.shape[1]} tokens")
-            base = value if index is None else value[:, index]
-            given = torch.empty(0) if self.source is None else self.source
-            patched = self.intervention(base, given.to(base))
-            if patched.shape != base.shape:
-                raise InstrumentError(
-                    f"the patch at {self.hook_name} gives {tuple(patched.shape)} where {tuple(base.shape)} is; the intervention or its "
-                    "source is of another model or batch"
-                )
+            index, length = self.index, value.shape[1]
+            if index is not None and not -length <= index < length:
+                raise InstrumentError(f"the patch at {self.hook_name}: index {index} is outside sequences of {length} tokens")
+            base = value if index is None else value[:, [index]]
+            patched = self._patched(base)
             moved = (patched - base).detach().double()
             size = float(base.detach().double().norm())
             self.change = Change(self.hook_name, index, len(value), float(moved.abs().max()), float(moved.norm()) / max(size, 1e-30))
+            if index is None:
+                return patched
             new = value.clone()
-            new[whole if index is None else (whole, index)] = patched.to(value)
+            new[:, index] = patched[:, 0]
             return new
 
         return put
+
+    def _patched(self, base: Float[Tensor, "batch index width"]) -> Float[Tensor, "batch index width"]:
+        """What the intervention makes of each index."""
+        given = base.new_empty(len(base), base.shape[1], 0) if self.source is None else self.source.to(base)
+        given = given[:, None] if given.ndim == 2 else given
+        if given.ndim != 3 or given.shape[:2] != base.shape[:2]:
+            raise InstrumentError(
+                f"the patch at {self.hook_name}: a source of {tuple(given.shape)} for {tuple(base.shape)}; give one value a sequence, and "
+                "one an index where all are patched"
+            )
+        parts = [self.intervention(base[:, place], given[:, place]) for place in range(base.shape[1])]
+        patched = torch.stack(parts, dim=1).to(base)
+        if patched.shape != base.shape:
+            raise InstrumentError(
+                f"the patch at {self.hook_name} gives {tuple(patched.shape)} where {tuple(base.shape)} is: its source is of another model"
+            )
+        return patched
 
     def _finish(self) -> None:
         if self.change is None:
