@@ -36,16 +36,17 @@ def unwatched(example, steps):
 
 
 def test_a_watched_training_is_the_unwatched_one(example):
-    losses, gains, probes = example.train(steps=60, every=5)
-    assert losses == unwatched(example, 60)
+    losses, gains, probes = example.train(steps=120, every=10)
+    assert losses == unwatched(example, 120)
     assert losses[-1] < losses[0]
     assert gains.summary["n_passes"] == 12
     assert gains.summary["n_sequences"] == 12 * 32
     assert gains.manifest["weight_hash"] is None  # of many networks, not of one
-    assert probes.summary["n_sequences"] == 256
-    assert probes.summary["n_seen"] == 12 * 32
+    assert probes.summary["n_sequences"] == 512
+    assert probes.summary["n_seen"] == 30 * 32
     table = probes.to_dataframe()
-    assert (table["accuracy"] > table["control_accuracy"] + 0.2).any()
+    assert table["accuracy"][1] > 0.5  # chance is a seventh
+    assert table["control_accuracy"][1] < 0.3
 
 
 def test_a_decoder_of_transformers_is_followed_where_it_is(example):
