@@ -137,15 +137,9 @@ def _model(source: str, folder: Path, options: dict[str, Any], *, weights: bool)
             config = None if weights and "gguf_file" in options else AutoConfig.from_pretrained(folder, **options)
             refuse_parts(source, config)  # before hours of reading, and before anything looks for a processor
             if weights:
-                safe = {} if "gguf_file" in options else {"use_safetensors": True}
-                asked = {
-                    **RAW,
-                    **options,
-                    **safe,
-                    "ignore_mismatched_sizes": True,
-                    "output_loading_info": True,
-                }  # `check_complete` names them
-                model, loading = reader.from_pretrained(folder, **asked)
+                safe: dict[str, Any] = {} if "gguf_file" in options else {"use_safetensors": True}
+                safe |= {"ignore_mismatched_sizes": True}  # `check_complete` names them
+                model, loading = reader.from_pretrained(folder, **RAW, **options, **safe, output_loading_info=True)
                 return model, loading
             with torch.device("meta"):
                 return reader.from_config(config, **RAW, trust_remote_code=False), {}
