@@ -244,7 +244,7 @@ class GainMeter(NormMeter):
         told |= {"attn_contracting": found["attn"], "mlp_contracting": found["mlp"], "final_mlp_gain": final}
         told["residual_identity_error"] = float(self._error.max())
         told["finding"] = (
-            f"Over {self.sequences} sequences attention's gain is below 1 in {found['attn']} layers and the MLP's in {found['mlp']}; the "
-            f"last MLP's gain is {final:.3g}."
+            f"Over {self.sequences} sequences the last layer's gain is {float(variables['attn_gain'][1][-1]):.3g} for attention and {final:.3g} "
+            "for the MLP."
         )
         return told
