@@ -243,8 +243,6 @@ class GainMeter(NormMeter):
         told |= {"n_passes": self.passes, "n_sequences": self.sequences, "n_tokens": self.tokens}
         told |= {"attn_contracting": found["attn"], "mlp_contracting": found["mlp"], "final_mlp_gain": final}
         told["residual_identity_error"] = float(self._error.max())
-        told["finding"] = (
-            f"Over {self.sequences} sequences the last layer's gain is {float(variables['attn_gain'][1][-1]):.3g} for attention and {final:.3g} "
-            "for the MLP."
-        )
+        attn = float(variables["attn_gain"][1][-1])
+        told["finding"] = f"Over {self.sequences} sequences the last layer's gain is {attn:.3g} for attention and {final:.3g} for the MLP."
         return told
