@@ -294,6 +294,9 @@ CASES = {
 FIGURES_ONLY = {
     f"{W}attention:_summary": "attention on the first token beside the uniform share",
     f"{G}series:over_training": "gains at two steps; the step of the most is findings.foremost's; counts are the parts' own",
+    "hooks/attach/modules/watching:result": "means of entropy and of the share on the first token",
+    "hooks/gains/meter:_summary": "the last layer's two gains",
+    "hooks/probes/bank:_result": "an accuracy beside its control's and the commonest label's",
     "hooks/flow/sheaf:_summary": "a share of heads that is the summary's figure, and energies",
     "hooks/diagnostics/branches:summary_of": "ratios of norms and an entropy",
     "hooks/diagnostics/lr_sweep:_summary": "changes of the loss; the rate of the best is findings.foremost's",

@@ -98,7 +98,7 @@ def test_tinystories_without_a_network_names_the_fallback(monkeypatch):
         raise ConnectionError("no route\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(ConfigError, match=r"no route\); leave --dataset out .* --text FILE"):
+    with pytest.raises(ConfigError, match=r"no route and more\); leave --dataset out .* --text FILE"):
         load_text(TextSpec("tinystories"))
 
 

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -89,17 +89,31 @@ def build_app(names: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     """The application with these commands; a single one stands for itself, without completion options."""
     app = typer.Typer(
         name="wallprobe",
-        help="Does this network carry a rule, or only the answer? Where was the gradient, and what did it buy? How loud is each layer?",
         no_args_is_help=len(names) > 1,
         pretty_exceptions_enable=False,
         add_completion=len(names) > 1,
     )
+    if len(names) > 1:
+        app.callback()(_begin)
     for name in names:
         if name in GROUPS:
             app.add_typer(COMMANDS[name](), name=name)
         else:
             app.command(name)(options.unfolded(COMMANDS[name]))
     return app
+
+
+def _begin(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """Does this network carry a rule, or only the answer? Where was the gradient, and what did it buy? How loud is each layer?"""
+
+
+def _tell_version() -> int:
+    from importlib.metadata import version
+
+    sys.stdout.write(f"wallprobe {version('wallprobe')}\n")
+    return 0
 
 
 def main() -> None:
@@ -132,6 +146,8 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """Run what is typed; the exit code."""
     checks.refuse_empty(arguments)
+    if arguments[:1] == ["--version"]:
+        return _tell_version()
     if arguments and arguments[0] in COMMANDS and "--help" in arguments:
         # Within the group, typer validates the group's own options first, with pydantic: half of the time a help page takes.
         if arguments[0] in GROUPS:

@@ -9,8 +9,6 @@ from wallprobe.cli.packed import empty
 
 if TYPE_CHECKING:
     from wallprobe.store.results import Result
-    from wallprobe.store.runs import Run
-    from wallprobe.tasks.task import Task
 
 
 def evaluate(
@@ -27,15 +25,15 @@ def evaluate(
     place: options.Place,
 ) -> None:
     """Measure runs against the exact Bayesian answer: the wall in entropy, and whether the mass is on the right token."""
-    from wallprobe.training.wall.evaluate import evaluate as measure
+    from wallprobe.training.wall.asked import asked_task
+    from wallprobe.training.wall.asked import evaluate as measure
 
-    asked = {"sequences": sequences, "seed": seed}
     measured = common.measure_runs(
         names,
         "evaluate",
-        lambda run, device, bar: measure(run, task=_asked(run, task, length, modulus), **asked, device=device),
+        lambda run, device, bar: measure(run, task=task, length=length, modulus=modulus, sequences=sequences, seed=seed, device=device),
         place,
-        check=lambda run: _asked(run, task, length, modulus),
+        check=lambda run: asked_task(run, task, length, modulus),
     )
     for result in measured:
         result.save(place.results)
@@ -46,16 +44,6 @@ def evaluate(
     common.out().print(_position_table(measured))
     for result in measured:
         common.out().print(result.summary["finding"], soft_wrap=True)
-
-
-def _asked(run: "Run", text: str | None, length: int | None, modulus: int | None) -> "Task":
-    """The task to measure a run on: its own with what the options change."""
-    from wallprobe.tasks.registry import change, from_manifest, parse_task
-
-    own = from_manifest(run.manifest["task"])
-    task = own if text is None else parse_task(text, own)
-    given = {key: value for key, value in (("length", length), ("modulus", modulus)) if value is not None}
-    return change(task, **given)
 
 
 ROWS = {

@@ -17,7 +17,7 @@ Out = Annotated[Path, typer.Option(help="Folder to write the pages into.")]
 Open = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
 Single = Annotated[bool, typer.Option("--single-file", help="Write everything into one HTML file instead: --out, or gallery.html.")]
 
-FOLDER, FILE, ZIP = Path("gallery"), Path("gallery.html"), Path("gallery.zip")
+FOLDER, ZIP = Path("gallery"), Path("gallery.zip")
 
 
 def build(
@@ -29,13 +29,9 @@ def build(
     json: options.Json = False,
 ) -> None:
     """Build the pages; what has not changed since the last build is left as it stands."""
-    if single_file:
-        from wallprobe.gallery.single import write_single
+    from wallprobe.gallery.asked import gallery
 
-        target = FILE if out == FOLDER else out
-        site = write_single(results, target, **_runs(runs))
-    else:
-        site = _site(out, results, runs)
+    site = gallery(None if out == FOLDER else out, results=results, runs=runs, single_file=single_file)
     _told(site, json)
     if show:
         _show(site.index.resolve().as_uri())

@@ -48,7 +48,7 @@ def limits(model: Loaded | Plain) -> Limits:
     plain: Any = model.model if isinstance(model, Plain) else getattr(model.model, "original_model", None)
     if plain is None:
         config: Any = model.model.cfg
-        return Limits(int(config.n_ctx), int(config.d_vocab))
+        return Limits(int(getattr(config, "n_ctx", None) or UNBOUNDED), int(getattr(config, "d_vocab", None) or UNBOUNDED))
     rows = getattr(plain.get_input_embeddings(), "num_embeddings", None)  # may be more than the tokenizer has, or fewer
     return of_config(plain.config, rows)
 

@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -60,20 +60,46 @@ def hook_name(layer: int, site: str) -> str:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A user's object behind a wrapped model.
+
+    Attributes:
+        module: the object.
+        stamp: its parameters as they were when it was wrapped (see `stamp`).
+        copied: hooks act on a structural copy that shares its parameters, not on the object itself.
+    """
+
+    module: nn.Module
+    stamp: tuple[tuple[int, int, int], ...]
+    copied: bool
+
+    @property
+    def changed(self) -> bool:
+        """Whether a parameter was written to or replaced since; a write through `.data` goes unseen."""
+        return stamp(self.module) != self.stamp
+
+
+def stamp(module: nn.Module) -> tuple[tuple[int, int, int], ...]:
+    """Of each parameter: which one, where its bytes lie, and how often it was written to."""
+    return tuple((id(one), one.data_ptr(), -1 if one.is_inference() else one._version) for one in module.parameters())
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A model ready for instruments.
 
     Attributes:
         name: how the user called it.
-        kind: "run", "equilibrium", "folder", "gguf", "hub", or "net" (a network of the audit).
+        kind: "run", "equilibrium", "folder", "gguf", "hub", "net" (a network of the audit), or "wrapped" (an object of the user's).
         model: HookedTransformer or TransformerBridge, which answer to the same hook names; or an equilibrium transformer.
         n_layers: blocks.
         d_model: width of the residual stream.
-        weight_hash: SHA-256 of the weights' files, None where the files are not at hand.
+        weight_hash: SHA-256 of the weights' files, None where the files are not at hand; of a wrapped model's parameters.
         run: the Run, for runs.
-        tokenizer: the Hugging Face tokenizer, None for runs.
+        tokenizer: the Hugging Face tokenizer, None for runs and where a wrapped model came without.
         parallel: attention and MLP read the same residual (GPT-NeoX, GPT-J).
         processing: what was done to the weights; "none" unless `folded` made it.
+        origin: the user's object and what it was when it was wrapped; None for what was loaded.
     """
 
     name: str
@@ -86,6 +112,17 @@ class Loaded:
     tokenizer: Any = None
     parallel: bool = False
     processing: str = "none"
+    origin: Origin | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def current_hash(self) -> str | None:
+        """`weight_hash`, but None for a wrapped model that was written to since: what is seen of a training is of no one model."""
+        return None if self.origin is not None and self.origin.changed else self.weight_hash
+
+    @property
+    def root(self) -> nn.Module:
+        """The module whose call is a forward pass: the user's own where hooks act on it, else the model."""
+        return self.model if self.origin is None or self.origin.copied else self.origin.module
 
     @functools.cached_property
     def points(self) -> Mapping[str, Any]:

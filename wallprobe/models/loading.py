@@ -97,8 +97,8 @@ def _load_transformers(source: str, kind: str, folder: Path, gguf: str | None, d
     with quiet():
         from transformer_lens import model_bridge  # noqa: F401  (imported before the guard is armed)
     with quiet(), reading(source, folder):
-        bridge = _bridge(source, str(folder), plain.model, plain.tokenizer, device)
-    return _loaded(source, kind, bridge, plain.tokenizer, plain.weight_hash)
+        bridged = bridge(source, str(folder), plain.model, plain.tokenizer, device)
+    return _loaded(source, kind, bridged, plain.tokenizer, plain.weight_hash)
 
 
 def _read_local(source: str, kind: str, folder: Path, gguf: str | None, device: str, *, weights: bool = True) -> Plain:
@@ -137,15 +137,9 @@ def _model(source: str, folder: Path, options: dict[str, Any], *, weights: bool)
             config = None if weights and "gguf_file" in options else AutoConfig.from_pretrained(folder, **options)
             refuse_parts(source, config)  # before hours of reading, and before anything looks for a processor
             if weights:
-                safe = {} if "gguf_file" in options else {"use_safetensors": True}
-                asked = {
-                    **RAW,
-                    **options,
-                    **safe,
-                    "ignore_mismatched_sizes": True,
-                    "output_loading_info": True,
-                }  # `check_complete` names them
-                model, loading = reader.from_pretrained(folder, **asked)
+                safe: dict[str, Any] = {} if "gguf_file" in options else {"use_safetensors": True}
+                safe |= {"ignore_mismatched_sizes": True}  # `check_complete` names them
+                model, loading = reader.from_pretrained(folder, **RAW, **options, **safe, output_loading_info=True)
                 return model, loading
             with torch.device("meta"):
                 return reader.from_config(config, **RAW, trust_remote_code=False), {}
@@ -184,7 +178,19 @@ def load_plain(source: str, device: str = "cpu", *, weights: bool = True) -> Pla
     return _read_local(source, "hub", fetch(source, runs=False), None, device, weights=weights)
 
 
-def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
+def bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> nn.Module:
+    """A transformers decoder behind transformer-lens's bridge, in fp32 and evaluation mode. The model is changed: it becomes the bridge's.
+
+    Args:
+        source: how the user called it, for messages.
+        name: a folder or an id, where the bridge looks for what it is not given.
+        model: the decoder.
+        tokenizer: its tokenizer.
+        device: torch device.
+
+    Raises:
+        CheckpointError: if transformer-lens knows no such architecture.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
     sizes = count(model)  # before: the bridge splits joint projections into copies
@@ -194,14 +200,14 @@ def _bridge(source: str, name: str, model: Any, tokenizer: Any, device: str) -> 
     if hasattr(model.config, "original_architecture"):
         del model.config.original_architecture
     try:
-        bridge: nn.Module = TransformerBridge.boot_transformers(
+        made: nn.Module = TransformerBridge.boot_transformers(
             name, hf_model=model, tokenizer=tokenizer, device=device, dtype=torch.float32, trust_remote_code=False
         )
     except Exception as error:
         kind = type(model).__name__
         raise CheckpointError(f"{source} is a {kind}, which transformer-lens cannot bridge: {one_line(error)}") from error
-    setattr(bridge, SIZES, sizes)
-    return bridge.eval()
+    setattr(made, SIZES, sizes)
+    return made.eval()
 
 
 def _load_hub(source: str, device: str) -> Loaded:
@@ -216,8 +222,8 @@ def _load_hub(source: str, device: str) -> Loaded:
     # Of the last ones HookedTransformer insists on trusting the repository's code, whatever it is told.
     if repository not in OFFICIAL_MODEL_NAMES or repository.startswith(NEED_REMOTE_CODE_MODELS):
         with quiet(), reading(source, folder):
-            bridge = _bridge(source, str(folder), plain.model, plain.tokenizer, device)
-        return _loaded(source, "hub", bridge, plain.tokenizer, plain.weight_hash)
+            bridged = bridge(source, str(folder), plain.model, plain.tokenizer, device)
+        return _loaded(source, "hub", bridged, plain.tokenizer, plain.weight_hash)
     options: dict[str, Any] = {"revision": revision} if revision else {}
     with quiet(), reading(source, folder):
         try:

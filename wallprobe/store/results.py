@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -23,7 +23,10 @@ from wallprobe.errors import StoreError
 from wallprobe.plugins import PICTURES, load_group
 from wallprobe.store.reading import ARRAY_BYTES, entries, is_folder, read_file, told
 from wallprobe.store.staging import recover
-from wallprobe.store.storage import as_json, atomic_directory, read_json, sha256_file, write_within
+from wallprobe.store.storage import as_json, atomic_directory, read_json, sha256_file, write_atomic, write_within
+
+if TYPE_CHECKING:
+    import pandas
 
 RECORD, ARRAYS = "result.json", "arrays.nc"
 DECIDES = ("threads", "device", "dtype")  # of the last digits, beside the packages' versions; none of them is in a Result's name
@@ -51,6 +54,29 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+@dataclass(frozen=True)
+class Picture:
+    """HTML that a notebook shows.
+
+    Attributes:
+        html: a frame that carries all it needs.
+    """
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as a page of its own.
+
+        Raises:
+            StoreError: if it cannot be written.
+        """
+        write_atomic(Path(path), f'<!doctype html><meta charset="utf-8">{self.html}\n'.encode())
+        return Path(path)
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,22 @@ class Result:
         picture = next(iter(load_group(PICTURES).values()), None)
         return None if picture is None else str(picture(self))
 
+    def plot(self) -> Any:
+        """Its picture, to be shown by a notebook: the gallery's page in a frame that needs no network.
+
+        Raises:
+            StoreError: if nothing here draws pictures.
+        """
+        text = self._repr_html_()
+        if text is None:
+            raise StoreError("nothing here draws pictures: the gallery's entry point is missing; install wallprobe again")
+        return Picture(text)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The long table as a pandas DataFrame: one row a cell, a column a dim and a variable; missing figures are NaN."""
+        chosen = [name for name, array in self.data.data_vars.items() if array.dims == self.table]
+        return self.data[chosen].to_dataframe(dim_order=list(self.table)).reset_index()
+
     @property
     def slug(self) -> str:
         """A readable, file-safe stem from the manifest's `subject`."""
@@ -106,7 +148,7 @@ class Result:
         key = json.dumps([self.kind, self.slug, plain(self.manifest.get("config"))], sort_keys=True)
         return f"{self.kind}-{self.slug}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
-    def save(self, root: Path | None = None) -> Path:
+    def save(self, root: str | Path | None = None) -> Path:
         """Store it under `root` (default `default_root()`), whole or not at all.
 
         Returns:
@@ -115,7 +157,7 @@ class Result:
         Raises:
             StoreError: if the store cannot be written.
         """
-        return self.save_at((root or default_root()) / self.identity)
+        return self.save_at((default_root() if root is None else Path(root)) / self.identity)
 
     def save_at(self, folder: Path, store: Path | None = None) -> Path:
         """Store it as that very folder, whole or not at all; one of that name is there until this one is.

@@ -50,9 +50,9 @@ def test_a_data_set_from_a_local_folder(tmp_path: Path, monkeypatch: pytest.Monk
         ("a.jsonl", "17\n", "line 1 of prompt file .* holds no text but int"),
         ("a.jsonl", '{"a": "x", "b": "y"}', "has columns a, b; say which one holds the text: --column NAME"),
         ("a.csv", "a,b\n1,2\n", "has columns a, b; say which one"),
-        ("a.csv", "", "has columns none"),
+        ("a.csv", "", "is blank"),
         ("a.csv", "text\n\n", "holds no prompt"),
-        ("a.txt", "\n", "holds no prompt; write one a line"),
+        ("a.txt", "\n", "is blank; give a .txt file .one prompt a line"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, words: str) -> None:

@@ -109,7 +109,7 @@ def test_a_run_is_held_against_its_own_other_sequences(tmp_path) -> None:
 
 
 def test_a_text_that_is_missing_or_empty(tmp_path) -> None:
-    with pytest.raises(UnknownNameError, match=r"no text 'nowhere\.txt' to count tokens of"):
+    with pytest.raises(UnknownNameError, match=r"no text to count tokens of 'nowhere\.txt'"):
         read_text("nowhere.txt")
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(ConfigError, match="is empty; give one with tokens"):

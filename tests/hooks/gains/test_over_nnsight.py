@@ -26,7 +26,7 @@ def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def texts(plain: models.Plain, folder: Path) -> PromptSet:
-    return encode(plain.name, plain.tokenizer, 32, int(plain.model.config.vocab_size), str(folder / "prompts.txt"))
+    return encode(plain.name, plain.tokenizer, models.limits(plain), str(folder / "prompts.txt"))
 
 
 @pytest.mark.parametrize("definition", ["sublayer", "update_ratio"])

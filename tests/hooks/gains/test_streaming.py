@@ -17,6 +17,7 @@ from wallprobe.hooks.attach.prompt_sets import PromptSet, encode
 from wallprobe.hooks.gains.measure import gains
 from wallprobe.hooks.gains.report import Settings
 from wallprobe.hooks.gains.streaming import BASE, STATE, estimate_bytes, parse_size, passes_cache, stream_gains
+from wallprobe.models import Limits
 from wallprobe.models.ahead import can_pass_cache
 from wallprobe.models.streamed import Streamed, open_streamed, size_in_memory
 from wallprobe.models.strips import Crew
@@ -34,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def read(model: Streamed, folders: dict[str, Path]) -> PromptSet:
-    return encode(model.name, model.tokenizer, model.context, model.vocabulary, str(folders["neox"].parent / "prompts.txt"))
+    return encode(model.name, model.tokenizer, Limits(model.context, model.vocabulary), str(folders["neox"].parent / "prompts.txt"))
 
 
 def sharded(folder: Path, target: Path) -> Path:

@@ -85,7 +85,7 @@ def read_texts(source: str, column: str | None = None, limit: int | None = None)
     if source.startswith(DATASET):
         return _dataset(source.removeprefix(DATASET), column, limit or DATASET_ROWS)
     path = Path(source)
-    text = read_text(path, "prompt set or file", f"{ACCEPTED}, or one of: {', '.join(PROMPT_SETS)}")
+    text = read_text(path, "prompt file", f"{ACCEPTED}, or one of: {', '.join(PROMPT_SETS)}")
     found = list(islice((value.strip() for value in _values(path, text, column) if value.strip()), limit))
     if not found:
         raise ConfigError(f"prompt file {source} holds no prompt; write one a line")

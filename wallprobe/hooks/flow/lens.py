@@ -15,11 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wallprobe.errors import InstrumentError
-from wallprobe.hooks.attach.prompt_sets import PromptSet
+from wallprobe.hooks.attach.any_model import on_prompts
+from wallprobe.hooks.attach.prompt_sets import PromptSet, batches
 from wallprobe.hooks.flow.report import LONG_NAMES, POSITIONS, Read, report
 from wallprobe.hooks.gains.efficiency import OTHERS, text_tokens
 from wallprobe.hooks.gains.efficiency import unigram as count_unigram
-from wallprobe.hooks.gains.measure import batches, gains
+from wallprobe.hooks.gains.measure import gains
 from wallprobe.hooks.gains.report import Subject
 from wallprobe.models import Loaded, hook_name
 from wallprobe.store.manifest import Stopwatch
@@ -55,12 +56,30 @@ def residuals(
 
 
 def lens(loaded: Loaded, residual: Float[Tensor, "batch index d_model"]) -> Float[Tensor, "batch index vocabulary"]:
-    """Logits that the final norm and the unembedding make of a residual."""
+    """Logits that the final norm and the unembedding make of a residual.
+
+    Raises:
+        InstrumentError: if the model shows neither by a known name.
+    """
     model = cast(Any, loaded.model)
+    missing = [name for name in ("ln_final", "unembed") if not hasattr(model, name)]
+    if missing:
+        raise InstrumentError(f"{loaded.name} has no module {' and '.join(missing)}, of which the logit lens is made")
     with torch.no_grad():
-        return cast(Tensor, model.unembed(model.ln_final(residual)))
+        logits: Tensor = model.unembed(model.ln_final(residual))
+        cap = soft_cap(loaded)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
+def soft_cap(loaded: Loaded) -> float | None:
+    """What the model bends its logits below (Gemma 2: cap tanh(logits / cap)), None if it does not."""
+    model: Any = loaded.model
+    told = [getattr(model.cfg, "output_logits_soft_cap", None)]
+    told += [getattr(getattr(one, "config", None), "final_logit_softcapping", None) for one in (getattr(model, "original_model", None),)]
+    return next((float(cap) for cap in told if cap is not None and cap > 0), None)
+
+
+@on_prompts
 def flow(
     loaded: Loaded,
     prompts: PromptSet,

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wallprobe.hooks.attach.prompt_sets import PromptSet
-from wallprobe.hooks.gains.measure import batches
+from wallprobe.hooks.attach.prompt_sets import PromptSet, batches
 from wallprobe.models.streamed import Streamed
 from wallprobe.models.strips import Crew
 

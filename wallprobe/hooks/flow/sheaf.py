@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wallprobe.errors import InstrumentError
-from wallprobe.hooks.attach.prompt_sets import FIRST_TOKEN, PromptSet
-from wallprobe.hooks.gains.measure import batches, measure_norms
+from wallprobe.hooks.attach.any_model import on_prompts
+from wallprobe.hooks.attach.prompt_sets import FIRST_TOKEN, PromptSet, batches
+from wallprobe.hooks.gains.measure import measure_norms
 from wallprobe.hooks.gains.operators import head_weights, product_norms
 from wallprobe.hooks.gains.regimes import argmax
 from wallprobe.hooks.gains.report import Subject, sink_records
@@ -75,6 +76,7 @@ def head_figures(
     }
 
 
+@on_prompts
 def maps(loaded: Loaded, prompts: PromptSet, *, on_progress: Callable[[int, int], None] | None = None) -> Result:
     """Restriction maps, energies and traces of every layer, means over heads and prompts.
 

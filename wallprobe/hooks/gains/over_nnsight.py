@@ -7,10 +7,10 @@ import torch
 
 from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.hooks.attach import stacks
-from wallprobe.hooks.attach.prompt_sets import PromptSet
+from wallprobe.hooks.attach.prompt_sets import PromptSet, batches
 from wallprobe.hooks.attach.remote import Tracer, check
 from wallprobe.hooks.gains.definitions import Norms
-from wallprobe.hooks.gains.measure import FINAL_TOLERANCE, batches, check_finite, check_identity, named, norm_forms
+from wallprobe.hooks.gains.norms import FINAL_TOLERANCE, check_finite, check_identity, named, norm_forms
 from wallprobe.hooks.gains.report import Settings, Subject, report
 from wallprobe.models import Plain
 from wallprobe.models.sizes import count

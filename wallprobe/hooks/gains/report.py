@@ -125,7 +125,7 @@ def report(subject: Subject, prompts: PromptSet, settings: Settings, norms: list
         norms, terms: one a prompt, in order.
         watch: started with the work.
     """
-    columns = _columns(norms, terms, settings)
+    columns = prompt_columns(norms, terms, settings)
     variables = _variables(columns, generator(settings.seed, "gains", "bootstrap"), settings.draws)
     found = sink_records(norms, prompts)
     summary = _summary(subject, prompts, settings, variables, columns, found)
@@ -168,7 +168,7 @@ def _manifest(subject: Subject, prompts: PromptSet, settings: Settings, sinks: l
     )
 
 
-def _columns(norms: list[Norms], terms: list[Terms], settings: Settings) -> dict[str, Tensor]:
+def prompt_columns(norms: list[Norms], terms: list[Terms], settings: Settings) -> dict[str, Tensor]:
     """Per-prompt figures `[layer, prompt]`."""
     reduction, power = settings.reduction, settings.definition.power
     plain = definitions.get_reduction("ratio_of_means")[1]

@@ -15,9 +15,10 @@ from torch import Tensor
 from wallprobe import stats
 from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.findings import beyond, difference, foremost, rounding, side
-from wallprobe.hooks.attach.prompt_sets import FIRST_TOKEN, PromptSet
+from wallprobe.hooks.attach.any_model import on_prompts
+from wallprobe.hooks.attach.prompt_sets import FIRST_TOKEN, PromptSet, batches
 from wallprobe.hooks.gains import definitions
-from wallprobe.hooks.gains.measure import batches, measure_norms
+from wallprobe.hooks.gains.measure import measure_norms
 from wallprobe.hooks.gains.report import Subject
 from wallprobe.models import Loaded, hook_name
 from wallprobe.rng import generator
@@ -37,6 +38,7 @@ MEASURES = {
 TABLE = ("layer", "scale", "place")
 
 
+@on_prompts
 def rescale(
     loaded: Loaded,
     prompts: PromptSet,

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from wallprobe.errors import CheckpointError, ConfigError, InstrumentError
-from wallprobe.hooks.attach.prompt_sets import PromptSet
+from wallprobe.hooks.attach.prompt_sets import MAX_TOKENS, PromptSet, batches
 from wallprobe.hooks.gains.definitions import Norms, Terms
-from wallprobe.hooks.gains.measure import MAX_TOKENS, WAITING, batches, block_norms, check_finite, check_identity
+from wallprobe.hooks.gains.norms import WAITING, block_norms, check_finite, check_identity
 from wallprobe.hooks.gains.report import Settings, Subject, report
 from wallprobe.models.ahead import Ahead, buffer_bytes, can_pass_cache
 from wallprobe.models.streamed import Streamed
