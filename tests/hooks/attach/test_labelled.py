@@ -121,7 +121,7 @@ def test_a_run_reads_tokens_and_no_text(tmp_path: Path) -> None:
     run = models.load(save_run(tmp_path / "runs"), root=tmp_path / "runs")
     found = labelled.given(run, [{"tokens": [0, 1, 2], "label": "a"}, {"tokens": [4, 3], "label": "b"}])
     assert found.pieces == (("0", "1", "2"), ("4", "3"))
-    with pytest.raises(WallprobeError, match="record 1 has a text, but .* has no tokenizer; give its tokens instead"):
+    with pytest.raises(WallprobeError, match=r"record 1 has a text, but .* has no tokenizer; give its tokens instead"):
         labelled.given(run, [{"text": "0 1", "label": "a"}])
 
 
