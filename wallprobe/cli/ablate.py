@@ -112,13 +112,13 @@ def _states_table(result: "Result") -> Any:
     from wallprobe.cli.packed import Packed
 
     data, summary = result.data, result.summary
-    methods = [str(method) for method in data["method"].values.tolist()]
+    methods = [str(method) for method in data["replacement"].values.tolist()]
     rows = []
     for site in data["site"].values.tolist():
         for layer in data["layer"].values.tolist():
             at, cells = data.sel(site=site, layer=layer), [f"{site} {layer}"]
             for method in methods:
-                cell = at.sel(method=method)
+                cell = at.sel(replacement=method)
                 half = (float(cell["kl_high"]) - float(cell["kl_low"])) / 2
                 told = f"{float(cell['kl']):.3f}"
                 marked = f"[bold]{told}[/bold]" if float(cell["kl_excess_low"]) > 0 else told

@@ -70,7 +70,7 @@ def test_every_site_of_every_model(loaded: dict[str, Loaded], prompts: PromptSet
     chosen = prompt_set(model, sequences=6) if model.run else prompts
     result = ablate_states(model, chosen, Request(("attn_out", "mlp_out", "resid", "heads")))
     heads = int(model.model.cfg.n_heads)  # type: ignore[union-attr]
-    assert result.data.sizes == {"site": 3 + heads, "layer": model.n_layers, "method": 3}
+    assert result.data.sizes == {"site": 3 + heads, "layer": model.n_layers, "replacement": 3}
     assert result.summary["self_patch_max_change"] == 0.0
     assert bool((result.data["kl"] >= -1e-9).all())
     assert bool((result.data["kl_low"] <= result.data["kl"] + 1e-12).all())

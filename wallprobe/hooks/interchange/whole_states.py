@@ -95,7 +95,7 @@ def ablate_states(
         follow: told (cells done, of all).
 
     Returns:
-        Result of kind "ablation_states", table over site x layer x method.
+        Result of kind "ablation_states", table over site x layer x replacement.
 
     Raises:
         ConfigError: for a layer or head there is not, no prompt of two tokens, or no second prompt to take a state from.
@@ -132,7 +132,7 @@ def ablate_states(
         weight_processing=loaded.processing,
         seeds={"controls": request.seed, "prompts": prompts.seed},
     )
-    return Result(KIND, data, ("site", "layer", "method"), _summary(data, len(rows), largest), manifest)
+    return Result(KIND, data, ("site", "layer", "replacement"), _summary(data, len(rows), largest), manifest)
 
 
 def _donors(rows: Sequence[Int[Tensor, "_"]], request: Request) -> list[int]:
@@ -295,9 +295,9 @@ def _arrays(loaded: models.Loaded, prompts: PromptSet, request: Request, places:
             strongest = max(("_moved", "_random"), key=lambda suffix: float(values[suffix].mean()))
             put(f"{name}_control", (at[0], at[1], at[2]), values[strongest])
             put(f"{name}_excess", (at[0], at[1], at[2]), values[""] - values[strongest])
-    dims = ("site", "layer", "method")
+    dims = ("site", "layer", "replacement")
     variables = {name: (dims, values, "nats", _words(name)) for name, values in made.items()}
-    coords = {"site": named, "layer": layers, "method": list(request.methods)}
+    coords = {"site": named, "layer": layers, "replacement": list(request.methods)}
     return dataset(coords, variables, model=loaded.name, prompts=prompts.name, index=request.index)
 
 
@@ -312,9 +312,9 @@ def _summary(data: Any, prompts: int, self_change: float) -> dict[str, Any]:
     kl = data["kl"].values
     place = foremost(kl.ravel().tolist(), rounding(float(np.nanmax(np.abs(kl))))) or 0
     at = np.unravel_index(place, kl.shape)
-    site, layer, method = (data[dim].values[one] for dim, one in zip(("site", "layer", "method"), at, strict=True))
+    site, layer, method = (data[dim].values[one] for dim, one in zip(("site", "layer", "replacement"), at, strict=True))
     summary: dict[str, Any] = {"model": data.attrs["model"], "prompts": data.attrs["prompts"], "index": data.attrs["index"]}
-    summary |= {"n_prompts": prompts, "n_cells": kl.size, "site": str(site), "layer": int(layer), "method": str(method)}
+    summary |= {"n_prompts": prompts, "n_cells": kl.size, "site": str(site), "layer": int(layer), "replacement": str(method)}
     names = [f"{metric}{arm}" for metric in METRICS for arm in (*ARMS, "_control", "_excess")]
     summary |= {f"{name}{end}": float(data[f"{name}{end}"].values[at]) for name in names for end in ("", "_low", "_high")}
     summary["self_patch_max_change"] = self_change
@@ -324,7 +324,7 @@ def _summary(data: Any, prompts: int, self_change: float) -> dict[str, Any]:
 def finding(summary: Mapping[str, Any]) -> str:
     """One plain sentence, of the cell whose ablation changes the predictions most."""
     verb = {"zero": "putting {} to zero", "mean": "putting {} to its mean", "resample": "giving {} another prompt's state"}
-    what = verb[summary["method"]].format(f"{summary['site']} of layer {summary['layer']}")
+    what = verb[summary["replacement"]].format(f"{summary['site']} of layer {summary['layer']}")
     where = "at every token" if summary["index"] == "all" else "at the last predicting token"
     told = side(summary["kl"], summary["kl_control"], (summary["kl_excess_low"], summary["kl_excess_high"]))
     more = {"above": "more than", "below": "less than", "level": "no more than"}[told]
