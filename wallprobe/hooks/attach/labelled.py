@@ -179,7 +179,7 @@ def parse(loaded: Loaded, values: list[tuple[str, Any]], name: str) -> Labelled:
         raise ConfigError(f"labels file {name} has no label that is not null; give some")
     if len({type(label) for _, _, label in found}) > 1:
         raise ConfigError(f"labels file {name} has names and integers as labels; write one kind")
-    classes: list[Any] = sorted({label for _, _, label in found})  # type: ignore[type-var]
+    classes: list[Any] = sorted({label for _, _, label in found})
     if not 2 <= len(classes) <= MOST:
         few = len(classes) < 2
         raise ConfigError(
@@ -231,4 +231,4 @@ def _line(loaded: Loaded, bounds: Limits, where: str, value: Mapping[str, Any]) 
 def enough(labelled: Labelled, least: int) -> Bool[Tensor, " class"]:
     """Which classes occur in at least so many texts."""
     groups = labelled.groups
-    return torch.tensor([len(groups[labelled.label == number].unique()) >= least for number in range(len(labelled.classes))])
+    return torch.tensor([len(torch.unique(groups[labelled.label == number])) >= least for number in range(len(labelled.classes))])

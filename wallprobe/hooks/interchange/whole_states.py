@@ -105,7 +105,7 @@ def ablate_states(
     rows = [row for row in prompts.tokens if len(row) > 1]
     if not rows:
         raise ConfigError(f"no prompt of {prompts.name} has two tokens; give longer ones")
-    config: Any = loaded.model.cfg  # type: ignore[union-attr]
+    config: Any = loaded.model.cfg
     named = sites.expand(["resid_pre" if site == "resid" else site for site in request.sites], int(config.n_heads))
     layers = list(gathering.hooks_of(loaded, "resid_pre", request.layers))
     donors = _donors(rows, request) if "resample" in request.methods else [0] * len(rows)
@@ -198,7 +198,7 @@ class _Cell:
                 self_change = self._put_back(tokens)
             said = self._pass(tokens.repeat(len(self.arms), 1), torch.cat([stacked[arm] for arm in self.arms]), read)
             following = tokens[:, 1:][:, read, None]
-            for arm, log in zip(self.arms, said.split(len(some)), strict=True):
+            for arm, log in zip(self.arms, torch.split(said, len(some)), strict=True):
                 after = log.cpu().double().log_softmax(-1)
                 loss = (clean - after).gather(-1, following)[..., 0].mean(1)
                 kl = (clean.exp() * (clean - after)).sum(-1).mean(1)
@@ -242,8 +242,8 @@ class _Cell:
 
     def _noise(self, row: int, arm: str, shape: torch.Size) -> Tensor:
         """Unit vectors that depend on the prompt and the cell, not on the batch."""
-        drawn = torch.randn(shape, generator=generator(self.request.seed, "ablation direction", *self.place, arm, row))
-        return drawn / drawn.norm(dim=-1, keepdim=True)
+        drawn: Tensor = torch.randn(shape, generator=generator(self.request.seed, "ablation direction", *self.place, arm, row))
+        return drawn / torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)
 
     def _pass(self, tokens: Tensor, target: Tensor | None, read: slice) -> Tensor:
         """Logits at the read tokens with the target in place; None puts back what stands there."""

@@ -81,7 +81,7 @@ def check_classes(labels: Int[Tensor, " row"], groups: Int[Tensor, " row"], name
     """
     if len(names) < 2:
         raise ConfigError("there is one label; give two or more")
-    counts = [len(groups[labels == number].unique()) for number in range(len(names))]
+    counts = [len(torch.unique(groups[labels == number])) for number in range(len(names))]
     rarest = min(range(len(names)), key=lambda number: counts[number])
     if counts[rarest] < least:
         raise ConfigError(
@@ -148,10 +148,10 @@ def control_labels(
     if control == "types":
         if types is None:
             raise ConfigError("control 'types' needs the type of each row; give types, or control 'shuffled'")
-        _, number = types.unique(return_inverse=True)
+        _, number = torch.unique(types, return_inverse=True)
         picked = torch.randint(len(labels), (DRAWS, int(number.max()) + 1), generator=rng)
         return labels[picked][:, number]
-    known, number = groups.unique(return_inverse=True)
+    known, number = torch.unique(groups, return_inverse=True)
     of_text = torch.zeros(len(known), dtype=labels.dtype).scatter_(0, number, labels)
     orders = torch.stack([torch.randperm(len(known), generator=rng) for _ in range(DRAWS)])
     if bool((of_text[number] == labels).all()):
@@ -199,7 +199,7 @@ def majority(labels: Int[Tensor, " row"], division: Division) -> Bool[Tensor, " 
 
 def by_type(labels: Int[Tensor, " row"], types: Int[Tensor, " row"], division: Division) -> Bool[Tensor, " test"]:
     """Hits of the label that the same type of token has most often in training; of an unseen one the majority's."""
-    known, number = types.unique(return_inverse=True)
+    known, number = torch.unique(types, return_inverse=True)
     classes = int(labels.max()) + 1
     counts = torch.zeros(len(known), classes)
     counts.index_put_((number[division.train], labels[division.train]), torch.ones(len(division.train)), accumulate=True)
@@ -240,7 +240,7 @@ class ByText:
     @classmethod
     def of(cls, groups: Int[Tensor, " row"], seed: int) -> "ByText":
         """From the text of each row."""
-        known, member = groups.unique(return_inverse=True)
+        known, member = torch.unique(groups, return_inverse=True)
         return cls(member, stats.resamples(len(known), generator(seed, "bootstrap over texts", len(known))))
 
     def figures(

@@ -223,8 +223,11 @@ def _result(
     data = dataset({dim: labels_of_dim}, variables, **attrs, control=asked.control)
     at = foremost([-loss for loss in held.loss.double().tolist()]) or 0
     summary: dict[str, Any] = {**attrs, dim: labels_of_dim[at], "control": asked.control, "n_classes": len(asked.classes)}
-    summary |= {"classes": ", ".join(asked.classes[:20]), "n_texts": len(asked.groups.unique()), "n_places": len(asked.labels)}
-    summary |= {"n_train_texts": len(asked.groups[division.train].unique()), "n_test_texts": len(asked.groups[division.test].unique())}
+    summary |= {"classes": ", ".join(asked.classes[:20]), "n_texts": len(torch.unique(asked.groups)), "n_places": len(asked.labels)}
+    summary |= {
+        "n_train_texts": len(torch.unique(asked.groups[division.train])),
+        "n_test_texts": len(torch.unique(asked.groups[division.test])),
+    }
     summary |= {"n_train": len(division.train), "n_test": len(division.test)}
     summary |= {f"{name}{end}": float(data[f"{name}{end}"][at]) for name in FIGURES for end in ("", "_low", "_high")}
     summary |= {f"{name}_accuracy": (float(means[name][0]) if name in means else None) for name in BASELINES}

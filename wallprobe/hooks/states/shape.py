@@ -94,7 +94,7 @@ def bounded(figure: Any, keep: Float[Tensor, " state"], text: Int[Tensor, " stat
 def permuted(labels: Int[Tensor, " place"], groups: Int[Tensor, " place"], seed: int) -> Int[Tensor, "permutation place"]:
     """Labels in other orders: over whole texts where each text has one label, else within each text."""
     rng = generator(seed, "permuted labels")
-    known, number = groups.unique(return_inverse=True)
+    known, number = torch.unique(groups, return_inverse=True)
     of_text = torch.zeros(len(known), dtype=labels.dtype).scatter_(0, number, labels)
     if bool((of_text[number] == labels).all()):
         return torch.stack([of_text[torch.randperm(len(known), generator=rng)][number] for _ in range(PERMUTATIONS)])
@@ -279,12 +279,17 @@ def _summary(
         summary |= {"n_classes": len(labelled.classes), "n_places": len(labelled.label)}
         where = "what enters the first block" if layer == gathering.EMBEDDING else f"layer {layer}"
         if p <= SIGNIFICANT:
-            told = f" Labels part the states most at {where}: {own:.3f} of their variance, permuted labels {other:.3f} (p {p:.3f} over all layers)."
+            told = (
+                f" Labels part the states most at {where}: {own:.3f} of their variance, permuted {other:.3f} (p {p:.3f} over all layers)."
+            )
         else:
-            told = f" Labels part the states nowhere more than permuted ones do ({own:.3f} of their variance, permuted {other:.3f}, p {p:.2f})."
+            told = (
+                f" Labels part the states nowhere more than permuted ones ({own:.3f} of their variance, permuted {other:.3f}, p {p:.2f})."
+            )
+    left = round(summary["anisotropy_centred_no_first_last"], 2) + 0.0
     return summary | {
         "finding": f"{attrs['model']}, {attrs['site']}: without first tokens the last layer's states take "
         f"{summary['participation_no_first_last']:.1f} dimensions, isotropic ones would take "
         f"{summary['participation_isotropic_no_first']:.1f}; tokens of different texts have cosine "
-        f"{summary['anisotropy_no_first_last']:.2f}, {round(summary['anisotropy_centred_no_first_last'], 2) + 0.0:.2f} once the mean is taken away.{told}"
+        f"{summary['anisotropy_no_first_last']:.2f}, {left:.2f} once the mean is taken away.{told}"
     }
