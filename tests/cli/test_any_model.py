@@ -1,4 +1,4 @@
-"""`probe`, `attention`, `ablate` and `geometry` on models that are no runs: tables, JSON, store, pages, and one line for what is wrong."""
+"""`probe`, `attention`, `ablate`, `geometry` and `readout` on models that are no runs: tables, JSON, store, pages, and one line for what is wrong."""
 
 import json
 import random
@@ -12,12 +12,14 @@ COMMANDS = {
     "probe": (("probe", "one", "--labels", "labels.jsonl"), "probe_labels", ("layer",)),
     "attention": (("attention", "one", "--prompts", "texts.txt"), "attention_heads", ("layer", "head")),
     "ablate": (("ablate", "one", "--prompts", "texts.txt", "--layer", "0"), "ablation_states", ("site", "layer", "replacement")),
+    "readout": (("readout", "one", "--labels", "labels.jsonl", "--answers", "0=dog,1=fox"), "readout_labels", ("layer", "edit")),
     "geometry": (("geometry", "one", "--labels", "labels.jsonl"), "geometry_states", ("layer",)),
 }
 SAID = {
     "probe": "baselines: majority label 0.500, type of token 1.000",
     "attention": "uniform attention: first token",
     "ablate": "Putting states back changed 0.",
+    "readout": "Controls change the state by as much",
     "geometry": "between labels: share of the variance",
 }
 
@@ -102,6 +104,11 @@ def test_layers_and_sites_are_chosen(invoke):
         (("ablate", "./one", "--index", "3"), "--index 3 is none of all, last"),
         (("ablate", "c0", "--labels", "labels.jsonl"), "--labels is not for runs"),
         (("ablate", "./one", "--prompts", "texts.txt", "--labels", "labels.jsonl"), "--prompts is not for labelled text (--labels)"),
+        (("readout", "./one", "--labels", "labels.jsonl", "--draws", "50"), "--draws is not for labelled text (--labels)"),
+        (("readout", "./one", "--labels", "labels.jsonl", "--answers", "fox"), "--answers 'fox' is no list such as"),
+        (("readout", "./one", "--labels", "labels.jsonl"), "label '1' begins with the token of another label's answer"),
+        (("readout", "p5:c0", "--answers", "0=fox"), "--answers is not for pairs of runs"),
+        (("readout", "./one"), "'./one' is no pair of runs"),
         (("geometry", "./one", "--sequences", "5"), "--sequences is not for models that are no runs"),
         (("geometry", "./one", "--site", "z"), "z"),
     ],
