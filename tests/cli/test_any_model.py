@@ -1,4 +1,4 @@
-"""`probe`, `attention`, `ablate`, `geometry` and `readout` on models that are no runs: tables, JSON, store, pages, and one line for what is wrong."""
+"""The commands that read any model on text: tables, JSON, store, pages, and one line for what is wrong."""
 
 import json
 import random

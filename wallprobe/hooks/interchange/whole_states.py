@@ -243,7 +243,8 @@ class _Cell:
     def _noise(self, row: int, arm: str, shape: torch.Size) -> Tensor:
         """Unit vectors that depend on the prompt and the cell, not on the batch."""
         drawn: Tensor = torch.randn(shape, generator=generator(self.request.seed, "ablation direction", *self.place, arm, row))
-        return drawn / torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)
+        size: Tensor = torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)
+        return drawn / size
 
     def _pass(self, tokens: Tensor, target: Tensor | None, read: slice) -> Tensor:
         """Logits at the read tokens with the target in place; None puts back what stands there."""
