@@ -10,7 +10,7 @@ import torch
 from tests.hooks.tiny_models import save_model, save_run
 from wallprobe import models
 from wallprobe.errors import ConfigError, UnknownNameError, WallprobeError
-from wallprobe.hooks.attach import labelled
+from wallprobe.hooks.attach import cache, gathering, labelled
 from wallprobe.models import Loaded
 
 
@@ -131,3 +131,22 @@ def test_places_become_prompts(loaded: Loaded) -> None:
     assert labelled.enough(found, 1).tolist() == [True, True]
     assert labelled.enough(found, 2).tolist() == [False, False]
     assert torch.equal(found.prompts().tokens[0], found.tokens[0])
+
+
+def test_states_that_take_more_than_a_gibibyte_are_told(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = labelled.given(loaded, [GOOD, {"text": "lazy dog", "label": "b"}])
+    monkeypatch.setattr(gathering, "GIB", 100)
+    with pytest.warns(cache.LargeCacheWarning, match=r"caching 1 hooks will take 2\.6 GiB"):
+        gathering.states_at(loaded, found.tokens, found.row, found.index, ["blocks.0.hook_resid_post"])
+
+
+def test_batches_are_of_one_length_and_hold_every_text() -> None:
+    rows = [torch.arange(length) for length in (3, 5, 3, 1, 5, 3)]
+    made = list(gathering.by_length(rows, tokens=6))
+    assert [(some, tuple(tokens.shape)) for some, tokens in made] == [
+        ([3], (1, 1)),
+        ([0, 2], (2, 3)),
+        ([5], (1, 3)),
+        ([1], (1, 5)),
+        ([4], (1, 5)),
+    ]

@@ -1,5 +1,6 @@
 """Texts of different lengths through a model without padding: those of one length together, and states at chosen tokens alone."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from wallprobe import models
 from wallprobe.errors import ConfigError
 from wallprobe.hooks.attach import cache
+from wallprobe.store.memory import GIB
 
 EMBEDDING = -1  # the "layer" of what enters the first block
 TOKENS = 4096  # tokens a forward pass
@@ -85,6 +87,9 @@ def states_at(
     Raises:
         InstrumentError: if a hook does not fire exactly once a pass.
     """
+    expected = cache.predicted_bytes(loaded, names, len(row), 1)
+    if expected > GIB:
+        warnings.warn(f"caching {len(names)} hooks will take {expected / GIB:.1f} GiB", cache.LargeCacheWarning, stacklevel=2)
     found: list[Tensor | None] = [None] * len(row)
     wanted: dict[int, list[int]] = {}
     for place, text in enumerate(row.tolist()):
