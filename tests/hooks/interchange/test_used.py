@@ -9,7 +9,7 @@ import torch
 
 from tests.hooks.tiny_models import ARCHITECTURES, WORDS, save_model
 from wallprobe import models
-from wallprobe.errors import ConfigError
+from wallprobe.errors import ConfigError, InstrumentError
 from wallprobe.hooks.attach import gathering, labelled
 from wallprobe.hooks.attach.labelled import Labelled
 from wallprobe.hooks.interchange.used import answers_of, spans, used
@@ -124,3 +124,16 @@ def test_what_is_refused(loaded: dict[str, Loaded]) -> None:
     by_token = labelled.given(model, [{"text": "the fox", "label": ["a", "b"]}])
     with pytest.raises(ConfigError, match="has a label a token"):
         used(model, by_token)
+
+
+def test_where_states_do_not_differ_there_is_nothing_to_edit(loaded: dict[str, Loaded]) -> None:
+    """All texts end in one token: before the first block of a rotary model its states are the same, and after it they are not."""
+    model = loaded["llama"]
+    rows = [{"text": f"{text} {word} the", "label": word} for number, text in enumerate(texts(40)) for word in [("fox", "dog")[number % 2]]]
+    data = labelled.given(model, rows)
+    result = used(model, data)
+    assert bool(result.data["effect"].sel(layer=-1).isnull().all())
+    assert bool(result.data["effect"].sel(layer=[0, 1, 2]).notnull().all())
+    assert result.summary["layer"] >= 0
+    with pytest.raises(InstrumentError, match="do not differ between texts"):
+        used(model, data, site="resid_pre", layers=[0])

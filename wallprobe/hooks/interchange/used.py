@@ -5,6 +5,7 @@ model's own logits of the labels' answer tokens. Beside each, a change as large 
 fitted on shuffled labels; the strongest draw of them is the control. A probe finds what is there, an edit what is used.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,8 @@ def used(
 
     Raises:
         ConfigError: for labels a token, answers that cannot be told apart, or a label that too few texts have.
-        InstrumentError: if a hook did not fire exactly once, an edit changed nothing, or putting states back changed something.
+        InstrumentError: if a hook did not fire exactly once, no edit changed anything (a layer where none did has NaN), or
+            putting states back changed something.
     """
     watch = Stopwatch()
     if labelled.by_token:
@@ -163,6 +165,10 @@ def used(
             for name, value in _cell(effects, edit, by_text).items():
                 columns.setdefault(name, [[] for _ in hooks])[place].append(value)
         follow(place + 1, len(hooks))
+    if not np.isfinite(columns["effect"]).any():
+        raise InstrumentError(
+            f"the states at {site} do not differ between texts, no edit changed anything; give other layers or another index"
+        )
     variables: dict[str, tuple[tuple[str, ...], Any, str, str]] = {
         name: (("layer", "edit"), np.array(values), "logits", _words(name)) for name, values in columns.items()
     }
@@ -225,9 +231,9 @@ class _Layer:
             )
             for arm, after in zip(self.arms, torch.split(said, len(some)), strict=True):
                 found[arm][some] = self._lead(before, label, arm) - self._lead(after, label, arm)
-        idle = [edit for edit, size in moved.items() if size == 0.0]
-        if idle:
-            raise InstrumentError(f"{idle[0]} at {self.hook} changed nothing; leave that layer out")
+        for arm in self.arms:  # where the states do not differ, as before the first block at one token, there is nothing to edit
+            if moved["swap" if arm.startswith("swap") else "remove"] == 0.0:
+                found[arm].fill_(math.nan)
         return found, right / len(places), self_change
 
     def _lead(self, logits: Float[Tensor, "text class"], label: Int[Tensor, " text"], arm: str) -> Float[Tensor, " text"]:
@@ -310,7 +316,8 @@ def _words(name: str) -> str:
 
 def _summary(data: Any, attrs: Mapping[str, str], sizes: Mapping[str, Any], self_change: float) -> dict[str, Any]:
     """Of the layer that the probe's validation loss chose."""
-    place = foremost((-data["validation_loss"].values).tolist()) or 0
+    edited = np.isfinite(data["effect"].values).all(1)
+    place = foremost(np.where(edited, -data["validation_loss"].values, np.nan).tolist()) or 0
     summary: dict[str, Any] = {**attrs, **sizes, "layer": int(data["layer"][place]), "self_patch_max_change": self_change}
     for at, edit in enumerate(EDITS):
         for name in ("effect", *(f"effect{suffix}" for suffix in ("_random", "_shuffled", "_control", "_excess"))):
