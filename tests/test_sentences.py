@@ -30,9 +30,9 @@ from wallprobe.hooks.flow import report as flow
 from wallprobe.hooks.gains import critical, rescale, scaling, series
 from wallprobe.hooks.gains import report as gains
 from wallprobe.hooks.gains.definitions import DEFINITIONS
-from wallprobe.hooks.interchange import ablation, readout, rescue, sweep_report
-from wallprobe.hooks.interchange import report as interchange
-from wallprobe.hooks.interchange.prompts import report as prompts
+from wallprobe.hooks.interchange import ablation, programs, prompts, readout, rescue
+from wallprobe.hooks.interchange import report as patches
+from wallprobe.hooks.interchange.places import Place
 from wallprobe.hooks.probes import report as probes
 from wallprobe.hooks.wall import calibration, geometry, temperature
 from wallprobe.store.results import Result
@@ -59,25 +59,31 @@ def interchanged(a: float, b: float) -> str:
     cell = {"p_rule_random": 0.05, "base_p_rule": 0.05, "p_import_random": b, "base_p_import": 0.01}
     cell |= bounded("p_rule", 0.05) | bounded("p_import", a)
     attrs = {"src": "p5", "dst": "c0", "site": "resid_pre", "align": "none", "noise_floor": 1 / 17}
-    return interchange.finding({(3, 4): cell}, attrs, (3, 4), (3, 4))
+    place = Place("resid_pre", 3, 4)
+    return programs.finding({place: cell}, attrs, place, place)
 
 
 def swept(a: float, b: float) -> str:
-    cell = {"base_p_import": 0.01, "p_import_random": b, sweep_report.Q_VALUES["import"]: 0.0} | bounded("p_import", a)
+    cell = {"base_p_import": 0.01, "p_import_random": b, programs.Q_VALUES["import"]: 0.0} | bounded("p_import", a)
     summary = {"src": "p5", "dst": "c0", "align": "none", "n_cells": 1, "noise_floor": 1 / 17, "rule_cells": 0, "max_p_rule": 0.05}
     summary |= {
         "rule_at": "here",
         "import_at": "here",
         "max_p_import": a,
-        "import_cells": int(sweep_report._crosses(cell, "import", 1 / 17)),
+        "import_cells": int(programs._crosses(cell, "import", 1 / 17)),
     }
-    return sweep_report._finding(summary)
+    return programs._swept(summary)
 
 
 def prompted(a: float, b: float) -> str:
     cell = {"q_value": 0.0, "restored_random": 0.0, "p_answer": 0.5} | bounded("restored", a - b)
     summary = {"base_p_answer": 0.1, "n_pairs": 20, "n_cells": 1, "restoring_cells": int(prompts._restores(cell))}
-    return prompts._finding("Within m", prompts.Place("resid_pre", 1, 2), cell, summary)
+    return prompts._finding("Within m", "clean", Place("resid_pre", 1, 2), cell, summary)
+
+
+def patched(a: float, b: float) -> str:
+    cell = {"p_x_random": b, "p_x_mismatched": 0.0, "p_x_norm": 0.0, "base_p_x": 0.0} | bounded("p_x", a)
+    return patches.finding("a", "b", "x", Place("resid_pre", 1, 2), cell)
 
 
 def read_out(a: float, b: float) -> str:
@@ -250,9 +256,10 @@ class Case:
 X, G, W = "hooks/interchange/", "hooks/gains/", "hooks/wall/"
 CASES = {
     "ablation": Case(ablated, r"costs more than", (f"{X}ablation:finding", f"{X}ablation:_result")),
-    "interchange": Case(interchanged, r" imports the donor's answer", (f"{X}report:finding", f"{X}report:_summary")),
-    "sweep": Case(swept, r"crosses in", (f"{X}sweep_report:_finding", f"{X}sweep_report:make_result")),
-    "prompts": Case(prompted, r"1 of 1 cells restore", (f"{X}prompts/report:_finding", f"{X}prompts/report:make_result")),
+    "interchange": Case(interchanged, r" imports the donor's answer", (f"{X}programs:finding", f"{X}programs:_summary")),
+    "sweep": Case(swept, r"crosses in", (f"{X}programs:_swept", f"{X}programs:_sweep")),
+    "patches": Case(patched, r", more than its strongest control", (f"{X}report:finding", f"{X}report:result")),
+    "prompts": Case(prompted, r"1 of 1 cells restore", (f"{X}prompts:_finding", f"{X}prompts:result")),
     "readout": Case(read_out, r"its rule crosses in", (f"{X}readout:finding", f"{X}readout:_summary")),
     "rescue": Case(rescued, r"rescues the answer from", (f"{X}rescue:finding", f"{X}rescue:_result")),
     "geometry": Case(placed, r", rising with depth", (f"{W}geometry:_finding", f"{W}geometry:geometry")),
@@ -390,7 +397,7 @@ BARE = {
     "hooks/gains/critical:_monotone": "at which edge of the grid of rates a fit ends",
     "hooks/gains/efficiency:unigram": "how many tokens",
     "hooks/gains/scaling:size_text": "how a number is written",
-    "hooks/interchange/prompts/report:_verdict": "how many pairs",
+    "hooks/interchange/prompts:_verdict": "how many pairs",
     "hooks/wall/calibration:_finding": "how a number is written",
     "training/audit/diagnostics:_cause": "a label of the summary by the audit's thresholds, which are printed beside it",
     "training/engines/local:why": "a fault of the machine",

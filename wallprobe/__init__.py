@@ -24,6 +24,14 @@ _HOMES = {
     "rescale": "hooks.gains.rescale",
     "flow": "hooks.flow.lens",
     "maps": "hooks.flow.sheaf",
+    "interchange": "hooks.asked",
+    "probe": "hooks.asked",
+    "attention": "hooks.asked",
+    "ablate": "hooks.asked",
+    "geometry": "hooks.asked",
+    # pairs and what is read of them
+    "Pairs": "hooks.interchange.texts",
+    "reads": "hooks.interchange.reads",
     # hook modules
     "ResidualCache": "hooks.attach.modules.residuals",
     "read_cache": "hooks.attach.modules.residuals",
@@ -36,6 +44,8 @@ _HOMES = {
     "AlignedSwap": "hooks.attach.interventions",
     "OtherDonor": "hooks.attach.interventions",
     "NormMatched": "hooks.attach.interventions",
+    "Zero": "hooks.attach.interventions",
+    "Mean": "hooks.attach.interventions",
     # training
     "RecurrenceTask": "tasks.recurrence",
     "Condition": "training.wall.conditions",
@@ -46,13 +56,22 @@ _HOMES = {
     "gallery": "gallery",
 }
 
+_MODULES = ("gallery", "reads")  # given whole; the gallery's folder can be called
+
 if TYPE_CHECKING:
     from wallprobe.errors import WallprobeError as WallprobeError
     from wallprobe.gallery.asked import gallery as gallery
+    from wallprobe.hooks.asked import ablate as ablate
+    from wallprobe.hooks.asked import attention as attention
+    from wallprobe.hooks.asked import geometry as geometry
+    from wallprobe.hooks.asked import interchange as interchange
+    from wallprobe.hooks.asked import probe as probe
     from wallprobe.hooks.attach.interventions import AlignedSwap as AlignedSwap
+    from wallprobe.hooks.attach.interventions import Mean as Mean
     from wallprobe.hooks.attach.interventions import NormMatched as NormMatched
     from wallprobe.hooks.attach.interventions import OtherDonor as OtherDonor
     from wallprobe.hooks.attach.interventions import Swap as Swap
+    from wallprobe.hooks.attach.interventions import Zero as Zero
     from wallprobe.hooks.attach.modules.patching import Patch as Patch
     from wallprobe.hooks.attach.modules.residuals import ResidualCache as ResidualCache
     from wallprobe.hooks.attach.modules.residuals import capture as capture
@@ -64,6 +83,8 @@ if TYPE_CHECKING:
     from wallprobe.hooks.gains.measure import gains as gains
     from wallprobe.hooks.gains.meter import GainMeter as GainMeter
     from wallprobe.hooks.gains.rescale import rescale as rescale
+    from wallprobe.hooks.interchange import reads as reads
+    from wallprobe.hooks.interchange.texts import Pairs as Pairs
     from wallprobe.hooks.probes.bank import ProbeBank as ProbeBank
     from wallprobe.models import Loaded as Loaded
     from wallprobe.models import load as load
@@ -93,7 +114,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'wallprobe' has no attribute '{name}'")
     home = importlib.import_module(f"wallprobe.{_HOMES[name]}")
-    return home if _HOMES[name] == name else getattr(home, name)  # the gallery is a folder that can be called
+    return home if name in _MODULES else getattr(home, name)
 
 
 def __dir__() -> list[str]:

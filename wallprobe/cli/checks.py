@@ -15,7 +15,7 @@ LARGEST, LARGEST_SEED = 10**9, 2**63 - 1
 LONGEST, DEEPEST = 1000, 4096  # characters of one text, and of a path
 SEEDS = ("seed", "prompt_seed")
 STORES = ("runs", "results")
-FILES = ("prompts", "text", "unigram")  # read, and never made
+FILES = ("prompts", "text", "unigram", "labels")  # read, and never made
 NO_NUMBER = re.compile(r"(^|[,=:])\s*[+-]?(nan|inf|infinity)\s*($|[,:])", re.IGNORECASE)
 
 

@@ -32,6 +32,11 @@ Checkpoints = Annotated[
     list[str], typer.Argument(help="Run names or folders, hub ids, local folders or .gguf files; a table row each.", metavar="MODEL...")
 ]
 
+Labels = Annotated[
+    Path | None,
+    typer.Option("--labels", help='Labelled text, JSON Lines of {"text" or "tokens", "label", "index"}; a list of labels is one a token.'),
+]
+
 Layers = Annotated[str, typer.Option("--layer", help="Layer, list of layers (0,3,5), or all.")]
 Site = Annotated[str, typer.Option("--site", help="resid_pre, resid_mid, resid_post, attn_out, mlp_out or z.")]
 Sequences = Annotated[int, typer.Option("--sequences", help="Fresh sequences to measure on.", min=2)]

@@ -1,4 +1,4 @@
-"""`wallprobe probe`: what a linear reader finds at every layer and index of a run."""
+"""`wallprobe probe`: what a linear reader finds at every layer, of a run's own targets or of labelled text."""
 
 import math
 from collections.abc import Callable
@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wallprobe.cli import common, options
-from wallprobe.cli.packed import empty
+from wallprobe.cli import common, options, subjects
+from wallprobe.cli.packed import Packed, empty
+from wallprobe.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from wallprobe.store.results import Result
     from wallprobe.store.runs import Run
 
 
 def probe(
-    names: options.RunNames,
+    models: options.Models,
+    labels: options.Labels = None,
     layer: options.Layers = "all",
     site: options.Site = "resid_post",
     targets: Annotated[
@@ -28,17 +31,25 @@ def probe(
     *,
     place: options.Place,
 ) -> None:
-    """Linear probes for the next token, the rule's a and b, the class and the entropy at every layer and index, beside shuffled labels."""
-    from wallprobe.cli.parsing import layers
+    """Linear probes at every layer beside control labels: of a run for the next token, the rule's a and b, the class and the entropy at
+    every index; of any model for labelled text (--labels), beside the majority label, the token's type and a bag of tokens."""
+    from wallprobe.cli.parsing import layers as parse_layers
     from wallprobe.hooks.probes.measure import probe as measure
 
-    asked: dict[str, Any] = {"layers": layers(layer), "site": site, "n": n, "seed": seed}
+    if labels is not None:
+        subjects.refuse("labelled text (--labels)", targets=targets)
+        _of_labels(models, labels, parse_layers(layer), site, seed, place)
+        return
+    if not subjects.all_runs(models):
+        raise ConfigError(f"probes of {models[0]}, which is no run, need labelled text; give --labels FILE")
+
+    asked: dict[str, Any] = {"layers": parse_layers(layer), "site": site, "n": n, "seed": seed}
     asked["targets"] = None if targets is None else tuple(name.strip() for name in targets.split(","))
 
     def one(run: "Run", device: str, bar: Callable[..., None]) -> "Result":
         return measure(run, **asked, device=device, on_progress=lambda doing: bar(description=f"probe {run.name}: {doing}"))
 
-    measured = common.measure_runs(names, "probe", one, place)
+    measured = common.measure_runs(models, "probe", one, place)
     folders = [result.save(place.results) for result in measured]
     if place.json:
         common.print_json(common.together(measured, "run"))
@@ -55,6 +66,56 @@ def probe(
         out.print(_reading(result), soft_wrap=True)
         out.print(f"\n{result.summary['finding']}", style="bold", soft_wrap=True)
         out.print(f"[dim]stored in {folder}; see it: wallprobe gallery --open[/dim]\n", soft_wrap=True)
+
+
+def _of_labels(models: list[str], labels: "Path", layers: tuple[int, ...] | None, site: str, seed: int, place: options.Place) -> None:
+    from wallprobe.hooks.probes.labelled import probe_labelled
+    from wallprobe.models import hook_name
+
+    hook_name(0, site)  # one that is not there is told before anything is loaded
+    device = place.pick()
+    subjects.measure(
+        models,
+        "probe",
+        lambda loaded, read, follow: probe_labelled(loaded, read, layers=layers, site=site, seed=seed, device=device, follow=follow),
+        None,
+        labels,
+        place,
+        lambda result: (_labels_table(result), *_labels_reading(result.summary)),
+    )
+
+
+def _labels_table(result: "Result") -> Any:
+    """A row a layer; the one that the validation loss chose is marked."""
+    from rich.markup import escape
+
+    from wallprobe.hooks.attach.gathering import layer_name
+
+    summary = result.summary
+    rows = []
+    for row in result.values:
+        chosen = row["layer"] == summary["layer"]
+        half = (row["accuracy_high"] - row["accuracy_low"]) / 2
+        told = f"{row['accuracy']:.3f}"
+        cells = [f"[bold]{told}[/bold]" if row["gain_low"] > 0 and row["selectivity_low"] > 0 else told]
+        cells[0] += f" [dim]±{half:.3f}[/dim]"
+        cells += [f"{row['control_accuracy']:.3f}", f"{row['selectivity']:.3f}", f"{row['gain']:+.3f}", f"{row['validation_loss']:.3f}"]
+        rows.append([("› " if chosen else "") + layer_name(row["layer"]), *cells])
+    heads = ("layer", "accuracy", "control\nlabels", "selectivity", "beyond the\nbest baseline", "validation\nloss, nats")
+    title = escape(f"Probes of {summary['model']}, {summary['site']}, for {summary['labels']} ({summary['n_classes']} labels)")
+    caption = "± half the 95 % interval over texts; bold: above control labels and best baseline beyond it; › chosen by the validation loss"
+    return Packed(title, heads, rows, caption)
+
+
+def _labels_reading(summary: "Mapping[str, Any]") -> tuple[str, ...]:
+    """What stands beside the probes."""
+    words = {"majority": "majority label", "token_type": "type of token", "bag": "bag of tokens"}
+    told = ", ".join(f"{word} {summary[f'{name}_accuracy']:.3f}" for name, word in words.items() if summary[f"{name}_accuracy"] is not None)
+    drawn = {"shuffled": "the labels shuffled over texts", "types": "one random label a type of token"}[summary["control"]]
+    return (
+        f"baselines: {told}. Control labels: {drawn}. No text is on two sides: {summary['n_train_texts']} texts fit, "
+        f"{summary['n_test_texts']} score, {summary['n_test']} places.",
+    )
 
 
 def _table(result: "Result") -> Any:

@@ -52,7 +52,7 @@ def test_the_wall_is_what_eval_calls_one():
 
 
 def test_a_crossing_is_what_interchange_calls_one():
-    from wallprobe.hooks.interchange.report import MARGIN
+    from wallprobe.hooks.interchange.programs import MARGIN
 
     assert rules.CROSSING == MARGIN
 

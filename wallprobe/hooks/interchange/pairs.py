@@ -7,7 +7,6 @@ and base may differ in length, from each other and from pair to pair; a slot the
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -239,21 +238,6 @@ class Pairs:
         orders = shuffled, mismatched(answers["import"], shuffled)
         sides = donor.tokens[keep, :horizon], base.tokens[keep, :horizon]
         return cls(*sides, answers, donors="import", kind=PROGRAMS, orders=orders)
-
-
-def _read(path: str | Path, model: Any) -> Pairs:
-    """Pairs of prompts from a JSON Lines file (`texts.read_pairs`).
-
-    Args:
-        path: the file.
-        model: a model with a tokenizer, or the tokenizer.
-    """
-    from wallprobe.hooks.interchange.texts import read_pairs
-
-    return read_pairs(Path(path), getattr(model, "tokenizer", model))
-
-
-Pairs.read = staticmethod(_read)  # type: ignore[attr-defined]  # the field of that name is only an argument
 
 
 def rotation(count: int, rng: torch.Generator) -> Int[Tensor, " pair"]:

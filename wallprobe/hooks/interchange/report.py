@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wallprobe import stats
 from wallprobe.errors import InstrumentError
-from wallprobe.findings import beyond, foremost, rounding
+from wallprobe.findings import beyond, difference, foremost, rounding
 from wallprobe.hooks.interchange.batches import MORE
 from wallprobe.hooks.interchange.budget import FLIPS
 from wallprobe.hooks.interchange.pairs import Pairs
@@ -236,9 +236,6 @@ class Report:
         first = f"p_{self.pairs.donors_answer}"
         best = list(self.figures)[foremost([cell[first] for cell in self.figures.values()], noise=rounding(1.0)) or 0]
         cell = self.figures[best]
-        bars = {CONTROLS[arm]: cell[f"{first}_{arm}"] for arm in ("random", "mismatched", "norm")} | {"no patch": cell[f"base_{first}"]}
-        strongest = max(bars, key=lambda name: bars[name])
-        more = beyond(cell[first], bars[strongest], (cell[f"{first}_low"] - bars[strongest], cell[f"{first}_high"] - bars[strongest]))
         summary = {
             "src": src,
             "dst": dst,
@@ -247,8 +244,19 @@ class Report:
             f"max_{first}": cell[first],
             "at": str(best),
             "self_patch_max_change": max(one["self_patch_max_change"] for one in self.figures.values()),
-            "finding": f"From {src} to {dst}: the donor's answer ({self.pairs.donors_answer}) has probability {cell[first]:.3f} at {best}, "
-            f"{'more' if more else 'no more'} than its strongest control ({strongest}: {bars[strongest]:.3f}).",
+            "finding": finding(src, dst, self.pairs.donors_answer, best, cell),
         }
         data = dataset(coords, grid, src=src, dst=dst, subject=f"{src} -> {dst}")
         return Result(self.kind, data, TABLE, summary, manifest)
+
+
+def finding(src: str, dst: str, answer: str, best: Place, cell: Mapping[str, float]) -> str:
+    """One sentence: how likely the donor's answer becomes where it does most, and whether its strongest control leaves that to it."""
+    first = f"p_{answer}"
+    bars = {CONTROLS[arm]: cell[f"{first}_{arm}"] for arm in ("random", "mismatched", "norm")} | {"no patch": cell[f"base_{first}"]}
+    strongest = max(bars, key=lambda name: bars[name])
+    more = beyond(cell[first], bars[strongest], difference((cell[f"{first}_low"], cell[f"{first}_high"]), bars[strongest]))
+    return (
+        f"From {src} to {dst}: the donor's answer ({answer}) has probability {cell[first]:.3f} at {best}, "
+        f"{'more' if more else 'no more'} than its strongest control ({strongest}: {bars[strongest]:.3f})."
+    )

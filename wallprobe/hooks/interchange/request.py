@@ -61,8 +61,6 @@ class Request:
     treatment: Intervention = field(init=False, repr=False, default=Swap())
 
     def __post_init__(self) -> None:
-        if isinstance(self.sites, str):
-            object.__setattr__(self, "sites", (self.sites,))
         if len(self.sites) > 1 or "heads" in self.sites:
             object.__setattr__(self, "sweep", True)
         object.__setattr__(self, "read", tuple(as_read(one) for one in self.reads))

@@ -141,7 +141,7 @@ def plan(request: Request, *, root: Path | None = None, device: str = "cpu") -> 
     both = src.blocks, dst.blocks
     request = replace(request, sites=of_block.expand(request.sites, min(one.n_heads for one in both)))
     quick = request.backend == "hooks" and request.window == 1 and (request.sweep or pairs.kind != PROGRAMS) and src.steps and dst.steps
-    return Plan(request, src, dst, pairs, _places(request, both, pairs, f"{src.name} and {dst.name}"), bool(quick))
+    return Plan(request, src, dst, pairs, _places(request, both, pairs, f"{src.name} and {dst.name}", src_is_dst=src is dst), bool(quick))
 
 
 def _pairs(request: Request, src: Side, dst: Side) -> Pairs:
@@ -159,7 +159,7 @@ def _pairs(request: Request, src: Side, dst: Side) -> Pairs:
     return pairs.flipped() if request.direction == "noise" else pairs
 
 
-def _places(request: Request, both: tuple[places.Blocks, places.Blocks], pairs: Pairs, names: str) -> list[Place]:
+def _places(request: Request, both: tuple[places.Blocks, places.Blocks], pairs: Pairs, names: str, *, src_is_dst: bool) -> list[Place]:
     """Every cell that can matter.
 
     Raises:
@@ -181,7 +181,7 @@ def _places(request: Request, both: tuple[places.Blocks, places.Blocks], pairs: 
             f"site {request.sites[0]} of the last layer, {last - 1}, cannot be read from another index: a patch there before index {read} "
             f"changes nothing; give --index {read}, or site resid_pre"
         )
-    if request.src == request.dst and pairs.kind != PROGRAMS and all(isinstance(place.index, int) for place in found):
+    if src_is_dst and pairs.kind != PROGRAMS and all(isinstance(place.index, int) for place in found):
         found = _differing(found, pairs, stack)
     if not found:
         raise ConfigError(
@@ -226,6 +226,8 @@ def _indices(request: Request, pairs: Pairs) -> tuple[tuple[At, ...], int]:
 def _differing(found: list[Place], pairs: Pairs, stack: places.Blocks) -> list[Place]:
     """Within one model: where both sequences are still one and the same there is nothing to swap."""
     (bucket,) = pairs.buckets
+    if bucket.donor.shape != bucket.base.shape:
+        return found
     same = bucket.donor == bucket.base
 
     def alone(place: Place) -> bool:
@@ -350,7 +352,9 @@ def _spans(request: Request, dst: Side, cells: Sequence[Place], device: str) -> 
     drawn = subspaces.draw(task, request.seed)
     layers, indices = sorted({place.layer for place in cells}), sorted({int(place.index) for place in cells})
     states = subspaces.observe(dst.loaded(device), drawn, layers, indices, request.sites[0])
-    return {**subspaces.fit(subspaces.parse(request.subspace), states, drawn, task, request.seed)}
+    made: dict[tuple[int, At], subspaces.Fitted] = {}
+    made.update(subspaces.fit(subspaces.parse(request.subspace), states, drawn, task, request.seed))  # type: ignore[arg-type]
+    return made
 
 
 def _checked_selves(name: str, changes: dict[Place, float]) -> dict[Place, float]:

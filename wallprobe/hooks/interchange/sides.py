@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import nn
 
 from wallprobe import models
@@ -113,10 +114,8 @@ def pair(request: Request, root: Path | None, device: str) -> tuple[Side, Side]:
 def _side(what: Any, root: Path | None, device: str, *, texts: bool, weights: bool) -> Side:
     if isinstance(what, models.Loaded) and what.run is not None:
         what = what.run
-    if isinstance(what, nn.Module):
-        from wallprobe.models.wrapping import wrap
-
-        what = wrap(what)
+    if isinstance(what, models.Loaded | nn.Module):
+        what = _object(what)
     if isinstance(what, models.Plain | models.Loaded):
         return _held(what)
     if isinstance(what, Run):
@@ -131,6 +130,16 @@ def _side(what: Any, root: Path | None, device: str, *, texts: bool, weights: bo
     if not weights:
         side.held = None
     return side
+
+
+def _object(what: models.Loaded | nn.Module) -> models.Loaded | models.Plain:
+    """An object of the user's: a transformers decoder whose steps are known goes as from its folder, any other through its hooks."""
+    loaded = models.as_model(what)
+    inner: Any = None if loaded.origin is None else loaded.origin.module
+    known = hasattr(inner, "config") and hasattr(inner, "get_input_embeddings") and inner.dtype == torch.float32
+    if known and isinstance(stacks.of_transformers(inner), stacks.Native):
+        return models.Plain(loaded.name, "wrapped", inner, loaded.tokenizer, loaded.weight_hash)
+    return loaded
 
 
 def of_run(run: Run) -> Side:

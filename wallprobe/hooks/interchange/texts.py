@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from wallprobe.errors import ConfigError
-from wallprobe.hooks.interchange.pairs import TEXTS, Pairs
+from wallprobe.hooks.interchange.pairs import TEXTS
+from wallprobe.hooks.interchange.pairs import Pairs as Pairs
 from wallprobe.store.texts import json_lines, read_text
 
 FIELDS = ("clean", "corrupt", "answer", "wrong")
@@ -62,6 +63,22 @@ def read_pairs(path: Path, tokenizer: Any) -> Pairs:
             "give pairs with at least 2 answers"
         )
     return _pairs(rows, content, tokenizer)
+
+
+def _read(path: str | Path, model: Any) -> Pairs:
+    """Pairs of prompts from a JSON Lines file, as `read_pairs`.
+
+    Args:
+        path: the file.
+        model: a model with a tokenizer, its name, or the tokenizer.
+    """
+    from wallprobe.models import load_plain
+
+    named = load_plain(str(model), weights=False) if isinstance(model, str | Path) else model
+    return read_pairs(Path(path), getattr(named, "tokenizer", named))
+
+
+Pairs.read = staticmethod(_read)  # type: ignore[attr-defined]  # the field of that name is an argument alone
 
 
 def _pairs(rows: Sequence[Row], content: str, tokenizer: Any) -> Pairs:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wallprobe.hooks.probes.lbfgs import Objective, State, descend
 
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)  # of the softmax probes' penalty, strongest first
 TOLERANCE = 1e-3  # nats that the loss may still fall, as L-BFGS sees it; a thirtieth of what the test sequences resolve
 CHUNK = 16  # cells solved together
 FLAT = 8.0  # spread, in roundings of the mean, up to which a feature is constant

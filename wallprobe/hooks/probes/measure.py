@@ -8,7 +8,10 @@ The probe for the next token is the roof experiment's (the wall study, "The subs
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,7 +19,9 @@ from torch import Tensor
 from wallprobe import models
 from wallprobe.errors import ConfigError
 from wallprobe.hooks.attach import cache
+from wallprobe.hooks.attach.labelled import Labelled
 from wallprobe.hooks.probes import fit as probes_fit
+from wallprobe.hooks.probes.labelled import probe_arrays, probe_labelled
 from wallprobe.hooks.probes.report import Scores, make_result
 from wallprobe.hooks.probes.targets import RULES, Labels, check_targets, classification
 from wallprobe.rng import generator
@@ -25,7 +30,7 @@ from wallprobe.store.results import Result
 from wallprobe.store.runs import Run
 from wallprobe.tasks.registry import from_manifest
 
-STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
+STRENGTHS = probes_fit.STRENGTHS
 RIDGES = tuple(10.0**-power for power in range(7))
 SHARES = (0.625, 0.125)  # of the sequences: training, validation; the rest is the test
 LEAST = 80  # sequences
@@ -59,8 +64,13 @@ class Split:
 
 
 def probe(
-    run_or_model: Run | models.Loaded,
+    run_or_model: Run | models.Loaded | Tensor | npt.NDArray[Any],
+    labels: Any = None,
     *,
+    labelled: Labelled | None = None,
+    groups: Any = None,
+    types: Any = None,
+    control: str | None = None,
     layers: tuple[int, ...] | None = None,
     site: str = "resid_post",
     targets: tuple[str, ...] | None = None,
@@ -69,10 +79,15 @@ def probe(
     device: str = "cpu",
     on_progress: Progress | None = None,
 ) -> Result:
-    """Fit and score every probe of a run.
+    """Fit and score every probe: of a run, of any model on labelled text, or of activations and labels that are at hand.
 
     Args:
-        run_or_model: a finished run, or a run's model already loaded.
+        run_or_model: a finished run, or a run's model already loaded; with `labelled` any model; with `labels` activations
+            [sample, width] or [place, sample, width].
+        labels: of activations, one a sample; the Result is that of `labelled.probe_arrays`.
+        labelled: labelled text; the Result is that of `labelled.probe_labelled`.
+        groups, types: of activations, as `labelled.probe_arrays`.
+        control: "shuffled" or "types", for labels of either kind; the probes of a run have shuffled labels.
         layers: layers, all by default.
         site: one of `models.SITES`.
         targets: some of `targets.TARGETS`, by default all that the task has (a and b are the recurrence's).
@@ -91,9 +106,18 @@ def probe(
         CheckpointError: if the weights are damaged.
     """
     watch, tell = Stopwatch(), on_progress or (lambda doing: None)
+    if isinstance(run_or_model, (Tensor, np.ndarray)):
+        if labels is None:
+            raise ConfigError("activations alone tell nothing; give their labels, one a sample")
+        return probe_arrays(torch.as_tensor(run_or_model), labels, groups=groups, types=types, control=control or "shuffled", seed=seed)
+    if labels is not None:
+        raise ConfigError("labels are given beside a model; give them as labelled text (labelled=), or activations in the model's place")
+    if labelled is not None:
+        chosen_model = models.load_run(run_or_model, device) if isinstance(run_or_model, Run) else run_or_model
+        return probe_labelled(chosen_model, labelled, layers=layers, site=site, control=control, seed=seed, device=device)
     run = run_or_model if isinstance(run_or_model, Run) else run_or_model.run
     if run is None:
-        raise ConfigError("probes need a run, whose task has an exact answer; give a run name such as c0")
+        raise ConfigError("probes of a model that is no run need labelled text; give labelled=, or --labels FILE")
     if n < LEAST:
         raise ConfigError(f"{n} sequences are too few to fit and score a probe on; give at least {LEAST}")
     models.hook_name(0, site)
