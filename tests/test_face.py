@@ -171,6 +171,65 @@ def test_each_model_is_measured_and_left_as_it_was_found(model):
     assert_as_found(model, before)
 
 
+def pairs_of_ids():
+    donor, base = IDS[:, :4], IDS.flip(1)[:, :4]
+    answers = {"own": torch.tensor([3, 4, 5]), "import": torch.tensor([6, 7, 8])}
+    return wp.Pairs(donor, base, answers, donors="import", slots={"subject": torch.tensor([1, 2, 1])})
+
+
+def test_each_model_is_patched_probed_and_ablated_and_left_as_it_was_found(model):
+    before = found_in(model)
+    mine = wp.wrap(model, name="mine")
+    sites = ["resid_pre"] if type(model) is Net else ["resid_pre", "mlp_out"]
+    reads, half = [wp.reads.LogitDifference(), margin], lambda base, source: (base + source) / 2
+    result = wp.interchange(mine, mine, pairs_of_ids(), layers="all", indices=["subject", 3], sites=sites, reads=reads, intervention=half)
+    assert {"p_own", "p_import", "logit_difference", "margin", "p_import_random", "base_margin"} <= set(result.data)
+    assert result.summary["self_patch_max_change"] == 0.0
+    assert result.manifest["wrapped"]["mine"]["weight_hash"] == mine.weight_hash
+    by_object = wp.interchange(model, model, pairs_of_ids(), indices=["subject", 3], sites=sites, reads=reads, intervention=half)
+    assert by_object.data["p_import"].equals(result.data["p_import"])
+    acts = wp.capture(mine, IDS, "blocks.1.hook_resid_post", index=-1)
+    assert acts.shape == (1, 3, 1, mine.d_model)
+    assert wp.ablate(mine, IDS, sites=("resid_pre",), methods=("zero",)).kind
+    assert len(wp.geometry(mine, IDS).values)
+    if type(model) is not Net:
+        assert wp.attention(mine, IDS).kind
+    with pytest.raises(ZeroDivisionError):
+        wp.interchange(mine, mine, pairs_of_ids(), on_cell=lambda done, total: 1 // 0)
+    assert_as_found(model, before)
+
+
+def margin(logits, pairs):
+    return logits.amax(-1) - logits.mean(-1)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
+def test_interchange_of_an_object_and_of_its_folder_are_equal(kind, tmp_path):
+    model = drawn(DECODERS[kind]())
+    model.save_pretrained(tmp_path / "saved")
+    words().save_pretrained(tmp_path / "saved")
+    by_object, by_name = (wp.interchange(one, one, pairs_of_ids(), indices=["subject"]) for one in (model, str(tmp_path / "saved")))
+    for name in ("p_import", "p_own_low", "p_import_norm"):
+        found = [torch.tensor(result.data[name].values) for result in (by_object, by_name)]
+        assert_close(*found, rtol=0 if kind != "gemma2" else 1e-5, atol=0 if kind != "gemma2" else 1e-6)
+
+
+def test_the_cards_command_in_python():
+    result = wp.interchange("p5", "c0", 200, layers=3)
+    assert result.kind == "interchange"
+    assert result.data.sizes["layer"] == 1
+    objects = wp.interchange(wp.load("p5"), wp.load("c0"), 200, layers=[3])
+    assert objects.values == result.values
+
+
+def test_probes_take_arrays_and_labels():
+    source = torch.Generator().manual_seed(2)
+    labels = torch.randint(2, (200,), generator=source)
+    acts = torch.randn(200, 8, generator=source)
+    acts[:, 3] += 3 * labels
+    assert wp.probe(acts, labels, control="shuffled").summary["accuracy"] > 0.85
+
+
 def wp_class(model):
     return f"{type(model).__module__.partition('.')[0]}.{type(model).__name__}"
 

@@ -96,7 +96,7 @@ def interchange(
         window,
         capable,
     )
-    held = [as_model(one) for one in dict.fromkeys((src, dst)) if isinstance(one, Loaded | nn.Module)]
+    held = [as_model(one) for one in ((src,) if src is dst else (src, dst)) if isinstance(one, Loaded | nn.Module)]
     with resting(*held):
         result = one_way.interchange(request, root=root, device=pick_device(device), on_cell=on_cell)
     return of_wrapped(result, *held)

@@ -61,7 +61,7 @@ def wrap(model: nn.Module, tokenizer: Any = None, name: str = "wrapped", *, thro
     inside, copied = model, False
     if isinstance(model, (HookedRootModule, TransformerBridge)):
         layers, width, parallel = _sizes(model, name)
-    elif _of_transformers(model) and through == "auto":
+    elif of_transformers(model) and through == "auto":
         inside, copied = _bridged(model, name), True
         layers, width, parallel = _sizes(inside, name)
     else:
@@ -85,12 +85,13 @@ def _check(model: nn.Module, name: str) -> None:
     if devices == ["meta"] or len(devices) > 1:
         raise ConfigError(f"{name} ({kind}) lies on {' and '.join(devices)}; put all of it on one device first")
     dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in parameters.values() if one.is_floating_point()})
-    if dtypes != ["float32"] and not _of_transformers(model):
+    if dtypes != ["float32"] and not of_transformers(model):
         raise ConfigError(f"{name} ({kind}) holds {' and '.join(dtypes)}; wallprobe measures in float32: wrap a float32 copy of it")
     check_finite(parameters.items(), f"{name} ({kind})", REMEDY)
 
 
-def _of_transformers(model: nn.Module) -> bool:
+def of_transformers(model: nn.Module) -> bool:
+    """Whether it is a model of transformers, of any class."""
     if "transformers" not in sys.modules:
         return False
     from transformers import PreTrainedModel
@@ -180,7 +181,7 @@ def as_model(what: Model, device: str = "cpu", root: Path | None = None) -> Load
     if isinstance(what, Loaded):
         if what.origin is None or not what.origin.changed:
             return what
-        through = "auto" if what.origin.copied or not _of_transformers(what.origin.module) else "blocks"
+        through = "auto" if what.origin.copied or not of_transformers(what.origin.module) else "blocks"
         return wrap(what.origin.module, what.tokenizer, what.name, through=through)
     if isinstance(what, Run):
         return load_run(what, pick_device(device))
@@ -196,7 +197,8 @@ def as_model(what: Model, device: str = "cpu", root: Path | None = None) -> Load
 @contextlib.contextmanager
 def resting(*models: Loaded) -> Iterator[None]:
     """Evaluation mode while the block runs; each module is then again in the mode it was found in."""
-    training = [module for loaded in models for module in loaded.model.modules() if module.training]
+    whole = [loaded.model for loaded in models] + [loaded.origin.module for loaded in models if loaded.origin is not None]
+    training = list(dict.fromkeys(module for one in whole for module in one.modules() if module.training))
     for module in training:
         module.training = False
     try:
@@ -208,4 +210,4 @@ def resting(*models: Loaded) -> Iterator[None]:
 
 def attachable(what: Model) -> Model:
     """What a hook module attaches to: a transformers decoder given as an object is hooked where it is, so that calls of it are seen."""
-    return wrap(what, through="blocks") if isinstance(what, nn.Module) and _of_transformers(what) else what
+    return wrap(what, through="blocks") if isinstance(what, nn.Module) and of_transformers(what) else what

@@ -225,10 +225,9 @@ def _indices(request: Request, pairs: Pairs) -> tuple[tuple[At, ...], int]:
 
 def _differing(found: list[Place], pairs: Pairs, stack: places.Blocks) -> list[Place]:
     """Within one model: where both sequences are still one and the same there is nothing to swap."""
-    (bucket,) = pairs.buckets
-    if bucket.donor.shape != bucket.base.shape:
+    if len(pairs.lengths[0]) > 1 or pairs.lengths[0] != pairs.lengths[1]:
         return found
-    same = bucket.donor == bucket.base
+    same = torch.stack(list(pairs.donor)) == torch.stack(list(pairs.base))
 
     def alone(place: Place) -> bool:
         return place.layer == 0 and (place.site == "resid_pre" or (place.site == "mlp_out" and stack.parallel))

@@ -16,6 +16,7 @@ from wallprobe.hooks.interchange.engines import Looped, ModuleHooks, PointHooks,
 from wallprobe.hooks.interchange.pairs import PROGRAMS, Pairs
 from wallprobe.hooks.interchange.places import Blocks
 from wallprobe.hooks.interchange.request import Request
+from wallprobe.models.wrapping import of_transformers
 from wallprobe.store import runs
 from wallprobe.store.runs import Run
 from wallprobe.tasks.recurrence import RecurrenceTask
@@ -136,8 +137,8 @@ def _object(what: models.Loaded | nn.Module) -> models.Loaded | models.Plain:
     """An object of the user's: a transformers decoder whose steps are known goes as from its folder, any other through its hooks."""
     loaded = models.as_model(what)
     inner: Any = None if loaded.origin is None else loaded.origin.module
-    known = hasattr(inner, "config") and hasattr(inner, "get_input_embeddings") and inner.dtype == torch.float32
-    if known and isinstance(stacks.of_transformers(inner), stacks.Native):
+    plain = inner is not None and of_transformers(inner) and inner.dtype == torch.float32
+    if plain and isinstance(stacks.of_transformers(inner), stacks.Native):
         return models.Plain(loaded.name, "wrapped", inner, loaded.tokenizer, loaded.weight_hash)
     return loaded
 
