@@ -34,7 +34,7 @@ def expand(names: Sequence[str], n_heads: int) -> tuple[str, ...]:
         ConfigError: for a head that the model does not have.
     """
     found = [one for name in names for one in ([f"z.{head}" for head in range(n_heads)] if name == HEADS else [name])]
-    wrong = [name for name in found if (head_of(name) or 0) >= n_heads]
+    wrong = [name for name in found if (head := head_of(name)) is not None and head >= n_heads]
     if wrong:
         raise ConfigError(f"site {wrong[0]} does not exist: there are {n_heads} heads; give z.0 to z.{n_heads - 1}, or heads")
     return tuple(dict.fromkeys(found))

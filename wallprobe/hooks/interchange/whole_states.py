@@ -105,8 +105,8 @@ def ablate_states(
     rows = [row for row in prompts.tokens if len(row) > 1]
     if not rows:
         raise ConfigError(f"no prompt of {prompts.name} has two tokens; give longer ones")
-    config: Any = loaded.model.cfg
-    named = sites.expand(["resid_pre" if site == "resid" else site for site in request.sites], int(getattr(config, "n_heads", 0)))
+    n_heads = int(getattr(loaded.model.cfg, "n_heads", 0))
+    named = sites.expand(["resid_pre" if site == "resid" else site for site in request.sites], n_heads)
     layers = list(gathering.hooks_of(loaded, "resid_pre", request.layers))
     donors = _donors(rows, request) if "resample" in request.methods else [0] * len(rows)
     grid: Grid = {}
@@ -115,7 +115,7 @@ def ablate_states(
         hooks = {site: models.hook_name(layer, sites.module_site(site)) for site in named}
         states = _states(loaded, rows, sorted(set(hooks.values())))
         for site, hook in hooks.items():
-            work = _Cell(loaded, rows, hook, sites.head_of(site), int(getattr(config, "n_heads", 0)), states[hook], donors, request, (site, layer))
+            work = _Cell(loaded, rows, hook, sites.head_of(site), n_heads, states[hook], donors, request, (site, layer))
             found, changed = work.measure()
             grid |= {(site, layer, arm): values for arm, values in found.items()}
             largest = max(largest, changed)
