@@ -163,7 +163,7 @@ REFUSALS = [
     (["train", "c0", "--compile", "maybe"], "--compile 'maybe' is none of auto, on, off"),
     (["eval", "c9"], "no run named 'c9' in runs or bundled; there are: "),
     (["interchange", "--src", "nobody", "--dst", "c0"], "no run named 'nobody'"),
-    (["interchange", "--src", "p5", "--dst", "c0", "--layer", "6"], "layer 6 does not exist in p5 and c0; give 0 to 5, or 'all'"),
+    (["interchange", "--src", "p5", "--dst", "c0", "--layer", "6"], "layer 6 does not exist in p5 and c0; give 0 to 5, or all"),
     (["interchange", "--src", "p5", "--dst", "c0", "--layer", "x"], "--layer 'x' is not a number"),
     (["interchange", "--src", "p5", "--dst", "c0", "--index", "7"], "index 7 cannot matter"),
     (["interchange", "--src", "p5", "--dst", "c0", "--index", "all"], "--index 'all' is not a number"),

@@ -40,7 +40,7 @@ def test_the_table_has_every_site_and_the_page_opens_on_the_strongest(invoke, tm
             == 1
         )
     # 5 sites of 3 layers at 4 indices, without late sites of the last layer at 3 of them, and without the two shared tokens' embeddings.
-    assert "3 pairs, 46 cells; self-patches changed 0; 3 cells were run whole as well" in out
+    assert "46 cells; self-patches changed 0; 3 cells were run whole as well" in out
     assert "3 pairs are too few to tell that from chance" in out
     assert invoke("gallery", "--results", "results", "--out", "pages")[0] == 0
     (page,) = (tmp_path / "pages").rglob("prompts-one-to-other*.html")
@@ -68,7 +68,7 @@ REFUSALS = [
     (["--dst", "bloom", "--site", "attn_out"], "what attn_out is in a bloom is not known here; give --site resid_pre or resid_post"),
     (["--site", "nose"], "no site named 'nose'; there are: resid_pre"),
     (["--site", "resid_mid"], "site resid_mid cannot be patched in a model of transformers; there are: resid_pre"),
-    (["--layer", "9"], "layer 9 does not exist; give 0 to 2, or all"),
+    (["--layer", "9"], "layer 9 does not exist in one and other; give 0 to 2, or all"),
     (["--index", "4"], "index 4 does not exist; the prompts have 4 tokens; give indices from 0 to 3, or all"),
     (["--align", "ridge"], "--align ridge is for runs"),
     (["--backend", "jax"], "--backend jax is none of hooks, nnsight"),
