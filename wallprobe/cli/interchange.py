@@ -282,8 +282,14 @@ def _reading(result: "Result") -> str:
         )
         fitted = "" if record["alignment_r2"] is None else f"; alignment held-out R^2 {record['alignment_r2']:.3f}"
         kl = f"KL to the donor's prediction {record['base_kl_to_donor']:.2f} -> {record['kl_to_donor']:.2f} nats"
-        lines.append(f"index {record['index']} at layer {record['layer']}: shift {shift}; {kl}{fitted}{_span(record)}")
+        lines.append(f"index {record['index']} at layer {record['layer']}: shift {shift}; {kl}{fitted}{_span(record)}{_more(record)}")
     return "\n".join(lines)
+
+
+def _more(record: dict[str, Any]) -> str:
+    """What was read besides, each with the random donor's."""
+    names = [key.removesuffix("_random") for key in record if key.endswith("_random") and not key.startswith(("p_", "shift_"))]
+    return "".join(f"; {name.replace('_', ' ')} {record[name]:.3g} (random donor {record[f'{name}_random']:.3g})" for name in names)
 
 
 def _span(record: dict[str, Any]) -> str:

@@ -152,6 +152,7 @@ class Programs(Report):
         names = {"src": self.src.name, "dst": self.dst.name}
         attrs: dict[str, Any] = names | {"site": site, "align": self.request.align, "noise_floor": 1.0 / task.modulus}
         attrs |= {"subspace": self.request.subspace} if self.request.subspace else {}
+        attrs |= {"intervention": str(self.request.config()["intervention"])} if self.request.intervention is not None else {}
         coords |= {"example": list(range(shown)), "token_index": list(range(horizon))}
         assert self.pairs.base_logits is not None
         coords["answer"] = list(range(self.pairs.base_logits.shape[1]))
@@ -313,7 +314,7 @@ def finding(figures: Mapping[Place, Mapping[str, float]], attrs: Mapping[str, An
         "none": f"does not import the donor's answer (at most {imported:.3f}, at {slot(import_at)})",
     }[imports]
     joined = "and" if (moves == "none") == (imports == "none") else "but"
-    part, beside = "", ""
+    part, beside = f" ({attrs['intervention']})" if "intervention" in attrs else "", ""
     if "subspace" in attrs:
         cell = figures[import_at]
         part = f" in the span {attrs['subspace']}"

@@ -74,6 +74,7 @@ class Plan:
         with torch.no_grad():
             engine = self.dst.engine(self.quick, self.request, device)
             bases = Batched(engine, self.pairs, "base", device)
+            bases.run(self.places[:1])  # once before, for what is read and made at first use
             started = time.perf_counter()
             bases.run(self.places[:1])
             taken = time.perf_counter() - started
