@@ -20,21 +20,26 @@ import xarray as xr
 
 import wallprobe
 from wallprobe.cli import probe as probe_command
-from wallprobe.findings import foremost
+from wallprobe.findings import foremost, rounding
 from wallprobe.gallery.exhibits import gains as gains_page
 from wallprobe.gallery.exhibits import geometry as geometry_page
 from wallprobe.gallery.exhibits import scaling as scaling_page
+from wallprobe.hooks.attach.labelled import Labelled
+from wallprobe.hooks.attach.prompt_sets import PromptSet
 from wallprobe.hooks.attach.subjects import Subject
 from wallprobe.hooks.diagnostics import collapse, mixing, signs
 from wallprobe.hooks.flow import report as flow
 from wallprobe.hooks.gains import critical, rescale, scaling, series
 from wallprobe.hooks.gains import report as gains
 from wallprobe.hooks.gains.definitions import DEFINITIONS
-from wallprobe.hooks.interchange import ablation, programs, prompts, readout, rescue
+from wallprobe.hooks.interchange import ablation, programs, prompts, readout, rescue, used, whole_states
 from wallprobe.hooks.interchange import report as patches
 from wallprobe.hooks.interchange.places import Place
+from wallprobe.hooks.probes import arrays, labelled
 from wallprobe.hooks.probes import report as probes
+from wallprobe.hooks.states import heads, shape
 from wallprobe.hooks.wall import calibration, geometry, temperature
+from wallprobe.models import Loaded
 from wallprobe.store.results import Result
 from wallprobe.training.audit import diagnostics as audit
 from wallprobe.training.equilibrium import experiments
@@ -72,7 +77,7 @@ def swept(a: float, b: float) -> str:
         "max_p_import": a,
         "import_cells": int(programs._crosses(cell, "import", 1 / 17)),
     }
-    return programs._swept(summary)
+    return programs._swept_finding(summary)
 
 
 def prompted(a: float, b: float) -> str:
@@ -172,6 +177,66 @@ def flowed(a: float, b: float) -> str:
     return flow.ending([3.0, b, a], 1, (a - b, a - b))
 
 
+def by_word(sentence: str) -> str:
+    """A sentence with its layers, 0 and 1, as words: which it names is then part of what it says."""
+    return sentence.replace("layer 0", "layer nought").replace("layer 1", "layer one")
+
+
+def states_ablated(layers: list[tuple[float, float]]) -> str:
+    """Of each layer the KL of the ablation and that of its stronger control."""
+    names = [f"{metric}{arm}" for metric in whole_states.METRICS for arm in (*whole_states.ARMS, "_control", "_excess")]
+    figures = {name: [0.1] * len(layers) for name in names} | {"kl": [kl for kl, _ in layers], "kl_control": [rest for _, rest in layers]}
+    figures["kl_excess"] = [kl - rest for kl, rest in layers]
+    columns = {f"{name}{end}": ("layer", values) for name, values in figures.items() for end in ("", "_low", "_high")}
+    data = xr.Dataset(columns, {"layer": list(range(len(layers)))}, {"model": "m", "prompts": "p", "index": "all"})
+    data = data.expand_dims(site=["mlp_out"]).expand_dims(replacement=["zero"], axis=-1).transpose("site", "layer", "replacement")
+    return by_word(str(whole_states._summary(data, 20, 0.0)["finding"]))
+
+
+def edited(remove: tuple[float, float], swap: tuple[float, float], largest_logit: float = 1.0) -> str:
+    """Effect and control of either edit, through the cells of two texts."""
+    by_text = arrays.ByText.of(torch.tensor([0, 1]), 0)
+    columns: dict[str, list[float]] = {}
+    for edit, (effect, control) in zip(used.EDITS, (remove, swap), strict=True):
+        effects = {edit: torch.full((2,), effect, dtype=torch.float64)}
+        for draw in range(arrays.DRAWS):
+            effects |= {f"{edit}{kind}{draw}": torch.full((2,), control, dtype=torch.float64) for kind in ("_random", "_shuffled")}
+        for name, value in used._cell(effects, edit, by_text, rounding(largest_logit)).items():
+            columns.setdefault(name, []).append(value)
+    data = xr.Dataset({name: (("layer", "edit"), [values]) for name, values in columns.items()}, {"layer": [3], "edit": list(used.EDITS)})
+    data["validation_loss"] = (("layer",), [0.1])
+    attrs = {"model": "m", "site": "resid_post", "labels": "l"}
+    sizes = {"n_test_texts": 2, "n_classes": 2, "capable": 1.0, "largest_logit": largest_logit}
+    return str(used._summary(data, attrs, sizes, 0.0)["finding"])
+
+
+def told(accuracy: float, baseline: float, control: float) -> str:
+    summary = {"model": "m", "site": "resid_post", "labels": "l", "layer": 3, "n_test": 40, "n_test_texts": 20}
+    summary |= {"best_baseline": "bag", "bag_accuracy": baseline, "control_accuracy": control} | bounded("accuracy", accuracy)
+    return labelled.finding(summary | bounded("gain", accuracy - baseline) | bounded("selectivity", accuracy - control))
+
+
+def attended(a: float, b: float) -> str:
+    """Induction score and its control, of one head on four sequences."""
+    loaded, prompts = Mock(spec=Loaded), Mock(spec=PromptSet)
+    loaded.name, prompts.name = "m", "p"
+    figures = {f"{name}{end}": (("layer", "head"), [[0.3]]) for name in heads.STATISTICS for end in ("", "_uniform")}
+    data = xr.Dataset(figures, {"layer": [0], "head": [0]})
+    induction = (torch.full((4, 1, 1), a, dtype=torch.float64), torch.full((4, 1, 1), b, dtype=torch.float64))
+    return str(heads._summary(loaded, prompts, data, 4, 0.0, induction, 0)["finding"])
+
+
+def labelled_states(shares: list[tuple[float, float]]) -> str:
+    """Of each layer the share between the labels' classes, and that of every permutation."""
+    drawn = torch.tensor([[own, *[other] * shape.PERMUTATIONS] for own, other in shares], dtype=torch.float64)
+    names = [f"{stem}{suffix}{end}" for stem in shape.FIGURES for suffix in ("", "_no_first") for end in ("", "_low", "_high")]
+    names += [f"participation_isotropic{suffix}" for suffix in ("", "_no_first")]
+    columns = dict.fromkeys(names, [0.5] * len(shares)) | shape._separation(drawn)
+    data = xr.Dataset({name: ("layer", values) for name, values in columns.items()}, {"layer": list(range(len(shares)))})
+    labels = Mock(spec=Labelled, classes=("x", "y"), label=torch.tensor([0, 1]))
+    return by_word(str(shape._summary(data, {"model": "m", "site": "resid_post"}, (10, 5), list(drawn), labels)["finding"]))
+
+
 def subject() -> Any:
     """What `collapse` says it is of: a name and a batch of two sequences."""
     found = Mock(spec=Subject, batches=[Mock(x=[0, 1])])
@@ -257,9 +322,15 @@ X, G, W = "hooks/interchange/", "hooks/gains/", "hooks/wall/"
 CASES = {
     "ablation": Case(ablated, r"costs more than", (f"{X}ablation:finding", f"{X}ablation:_result")),
     "interchange": Case(interchanged, r" imports the donor's answer", (f"{X}programs:finding", f"{X}programs:_summary")),
-    "sweep": Case(swept, r"crosses in", (f"{X}programs:_swept", f"{X}programs:_sweep")),
+    "sweep": Case(swept, r"crosses in", (f"{X}programs:_swept_finding", f"{X}programs:_sweep")),
     "patches": Case(patched, r", more than its strongest control", (f"{X}report:finding", f"{X}report:result")),
     "prompts": Case(prompted, r"1 of 1 cells restore", (f"{X}prompts:_finding", f"{X}prompts:result")),
+    "ablation of states": Case(
+        lambda a, b: states_ablated([(a, b)]), r"\), more than", (f"{X}whole_states:finding", f"{X}whole_states:_summary")
+    ),
+    "ablation of states, layer": Case(lambda a, b: states_ablated([(b, 0.1), (a, 0.1)]), r"layer one", ()),
+    "edits, remove": Case(lambda a, b: edited((a, b), (0.5, 0.5)), r"logits, more than.*;.*; ", (f"{X}used:finding", f"{X}used:_summary")),
+    "edits, swap": Case(lambda a, b: edited((0.5, 0.5), (a, b)), r";.*logits, more than", ()),
     "readout": Case(read_out, r"its rule crosses in", (f"{X}readout:finding", f"{X}readout:_summary")),
     "rescue": Case(rescued, r"rescues the answer from", (f"{X}rescue:finding", f"{X}rescue:_result")),
     "geometry": Case(placed, r", rising with depth", (f"{W}geometry:_finding", f"{W}geometry:geometry")),
@@ -279,6 +350,15 @@ CASES = {
         lambda a, b: probed(a, 0.9, b), r"(still|partly) there", ("hooks/probes/report:_finding", "hooks/probes/report:make_result")
     ),
     "probes, exact answer": Case(lambda a, b: probed(a, a, b), r"still there", ()),
+    "labels, baseline": Case(
+        lambda a, b: told(a, b, 0.5), r"\], more than", ("hooks/probes/labelled:finding", "hooks/probes/labelled:_result")
+    ),
+    "labels, control": Case(lambda a, b: told(a, 0.5, b), r" and more than", ()),
+    "labels, rival": Case(lambda a, b: labelled.strongest({"token_type": b, "bag": a}), r"bag", ()),
+    "heads": Case(attended, r"strongest induction score", ("hooks/states/heads:_summary",)),
+    "shape": Case(lambda a, b: labelled_states([(a, b)]), r"part the states most", ("hooks/states/shape:_summary",)),
+    "shape, layer": Case(lambda a, b: labelled_states([(b, 0.1), (a, 0.1)]), r"at layer one", ()),
+    "shape, p": Case(lambda a, b: shape.parting("layer 1", 0.5, 0.4, shape.SIGNIFICANT * b / a), r"part the states most", ()),
     "gains": Case(gained, r"below 1 in 1 of 1", (f"{G}report:_finding", f"{G}report:_summary")),
     "gains of models": Case(loudest, r"loudest in 1 of 1", (f"{G}series:models_finding", f"{G}series:over_models")),
     "scaling": Case(scaled, r"keeps p below", (f"{G}scaling:_finding", f"{G}scaling:scaling")),
@@ -299,6 +379,7 @@ CASES = {
 }
 # Generators that put figures side by side, or print counts and verdicts that are the summary's own.
 FIGURES_ONLY = {
+    "cli/interchange:_finding": "the sentence is the summary's own",
     f"{W}attention:_summary": "attention on the first token beside the uniform share",
     f"{G}series:over_training": "gains at two steps; the step of the most is findings.foremost's; counts are the parts' own",
     "hooks/attach/modules/watching:result": "means of entropy and of the share on the first token",
@@ -398,6 +479,7 @@ BARE = {
     "hooks/gains/efficiency:unigram": "how many tokens",
     "hooks/gains/scaling:size_text": "how a number is written",
     "hooks/interchange/prompts:_verdict": "how many pairs",
+    "hooks/interchange/request:__post_init__": "a check of options: how many layers are patched at once",
     "hooks/wall/calibration:_finding": "how a number is written",
     "training/audit/diagnostics:_cause": "a label of the summary by the audit's thresholds, which are printed beside it",
     "training/engines/local:why": "a fault of the machine",
@@ -437,6 +519,21 @@ def chooses_words(function: ast.FunctionDef) -> bool:
 
 def test_no_word_is_chosen_by_a_bare_comparison():
     assert {where for where, function in functions() if chooses_words(function)} == set(BARE)
+
+
+def test_an_edit_is_held_to_the_rounding_of_the_logits_it_subtracts():
+    """Two logits of 100 that are told apart only by their last digits, though one effect is ten times the other."""
+    assert "more than" in edited((1e-3, 1e-4), (0.5, 0.5), 1.0).replace("no more than", "")
+    assert "more than" not in edited((1e-3, 1e-4), (0.5, 0.5), 100.0).replace("no more than", "")
+
+
+def test_states_that_do_not_differ_are_not_said_to_be_parted():
+    """A layer where every labelled token has one state has no share: it neither stands out nor hides one that does."""
+    same = shape.between_shares(torch.full((6, 4), 0.1), torch.tensor([[0, 0, 0, 1, 1, 1]] * 3), 2)
+    assert same.isnan().all()
+    assert "do not differ" in labelled_states([(math.nan, math.nan)])
+    assert "at layer one" in labelled_states([(math.nan, math.nan), (0.8, 0.4)])
+    assert "nowhere" in labelled_states([(math.nan, math.nan), (0.4, 0.4)])
 
 
 def test_an_ablation_whose_arms_differ_by_rounding_costs_no_more():

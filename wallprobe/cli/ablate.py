@@ -110,6 +110,7 @@ def _states_table(result: "Result") -> Any:
     from rich.markup import escape
 
     from wallprobe.cli.packed import Packed
+    from wallprobe.hooks.interchange.whole_states import against_control
 
     data, summary = result.data, result.summary
     methods = [str(method) for method in data["replacement"].values.tolist()]
@@ -121,7 +122,7 @@ def _states_table(result: "Result") -> Any:
                 cell = at.sel(replacement=method)
                 half = (float(cell["kl_high"]) - float(cell["kl_low"])) / 2
                 told = f"{float(cell['kl']):.3f}"
-                marked = f"[bold]{told}[/bold]" if float(cell["kl_excess_low"]) > 0 else told
+                marked = f"[bold]{told}[/bold]" if against_control(cell) == "above" else told
                 cells += [f"{float(cell['loss']):+.3f}", f"{marked} [dim]±{half:.3f}[/dim]", f"{float(cell['kl_control']):.3f}"]
             rows.append(cells)
     heads = ("site, layer", *(head for method in methods for head in (f"{method}\nloss", "\nKL", "\ncontrol KL")))

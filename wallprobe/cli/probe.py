@@ -89,15 +89,19 @@ def _labels_table(result: "Result") -> Any:
     """A row a layer; the one that the validation loss chose is marked."""
     from rich.markup import escape
 
+    from wallprobe.findings import beyond
     from wallprobe.hooks.attach.gathering import layer_name
 
     summary = result.summary
+    rival = f"{summary['best_baseline']}_accuracy"
     rows = []
     for row in result.values:
         chosen = row["layer"] == summary["layer"]
         half = (row["accuracy_high"] - row["accuracy_low"]) / 2
         told = f"{row['accuracy']:.3f}"
-        cells = [f"[bold]{told}[/bold]" if row["gain_low"] > 0 and row["selectivity_low"] > 0 else told]
+        more = beyond(row["accuracy"], row[rival], (row["gain_low"], row["gain_high"]))
+        more = more and beyond(row["accuracy"], row["control_accuracy"], (row["selectivity_low"], row["selectivity_high"]))
+        cells = [f"[bold]{told}[/bold]" if more else told]
         cells[0] += f" [dim]±{half:.3f}[/dim]"
         cells += [f"{row['control_accuracy']:.3f}", f"{row['selectivity']:.3f}", f"{row['gain']:+.3f}", f"{row['validation_loss']:.3f}"]
         rows.append([("› " if chosen else "") + layer_name(row["layer"]), *cells])

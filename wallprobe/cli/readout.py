@@ -96,6 +96,7 @@ def _used_table(result: "Result") -> Any:
 
     from wallprobe.cli.packed import Packed
     from wallprobe.hooks.attach.gathering import layer_name
+    from wallprobe.hooks.interchange.used import against_control
 
     data, summary, rows = result.data, result.summary, []
     for layer in data["layer"].values.tolist():
@@ -104,7 +105,8 @@ def _used_table(result: "Result") -> Any:
             at = data.sel(layer=layer, edit=edit)
             half = (float(at["effect_high"]) - float(at["effect_low"])) / 2
             told = f"{float(at['effect']):.3f}"
-            cells.append((f"[bold]{told}[/bold]" if float(at["effect_excess_low"]) > 0 else told) + f" [dim]±{half:.3f}[/dim]")
+            more = against_control(at, summary["largest_logit"]) == "above"
+            cells.append((f"[bold]{told}[/bold]" if more else told) + f" [dim]±{half:.3f}[/dim]")
             cells += [f"{float(at[f'effect_{arm}']):.3f}" for arm in ("random", "shuffled")]
         rows.append(cells)
     heads = ("layer", *(head for edit in ("removed", "swapped") for head in (edit, "random\ndirection", "shuffled\nlabels")))

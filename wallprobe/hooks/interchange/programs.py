@@ -187,7 +187,7 @@ class Programs(Report):
             best = list(self.figures)[foremost([cell[f"p_{name}"] for cell in self.figures.values()]) or 0]
             summary |= {f"max_p_{name}": self.figures[best][f"p_{name}"], f"{name}_at": str(best)}
             summary[f"{name}_cells"] = sum(_crosses(cell, name, floor) for cell in self.figures.values())
-        return Result("sweep", data, TABLE, summary | {"finding": _swept(summary)}, manifest)
+        return Result("sweep", data, TABLE, summary | {"finding": _swept_finding(summary)}, manifest)
 
     def _manifest(
         self, device: str, watch: Stopwatch, subject: str, config: Mapping[str, Any], shared: bool, **more: Any
@@ -332,7 +332,7 @@ def _crosses(cell: Mapping[str, float], name: str, floor: float) -> bool:
     return cell[Q_VALUES[name]] <= FALSE and beyond(cell[f"p_{name}"], bar, difference(bounds, bar))
 
 
-def _swept(summary: Mapping[str, Any]) -> str:
+def _swept_finding(summary: Mapping[str, Any]) -> str:
     words = []
     for name, what in (("rule", "rule"), ("import", "answer")):
         cells, best, place = summary[f"{name}_cells"], summary[f"max_p_{name}"], summary[f"{name}_at"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wallprobe import models
 from wallprobe.errors import ConfigError, InstrumentError
-from wallprobe.findings import foremost, side
+from wallprobe.findings import Side, foremost, rounding, side
 from wallprobe.hooks.attach import cache, gathering
 from wallprobe.hooks.attach.labelled import Labelled
 from wallprobe.hooks.probes import arrays
@@ -154,17 +154,20 @@ def used(
     by_text = arrays.ByText.of(groups[division.test], seed)
     columns: dict[str, list[list[float]]] = {}
     losses: list[float] = []
-    right, largest = 0.0, 0.0
+    right, largest, size = 0.0, 0.0, 0.0
+    measured: list[dict[str, Tensor]] = []
     for place, (layer, hook) in enumerate(hooks.items()):
         span = spans(x[place], labels, classes, division, controls)
         losses.append(span.loss)
         work = _Layer(loaded, labelled, division.test, hook, layer, x[place], span, tokens, seed)
-        effects, right, changed = work.measure()
-        largest = max(largest, changed)
-        for edit in EDITS:
-            for name, value in _cell(effects, edit, by_text).items():
-                columns.setdefault(name, [[] for _ in hooks])[place].append(value)
+        effects, right, changed, logit = work.measure()
+        measured.append(effects)
+        largest, size = max(largest, changed), max(size, logit)
         follow(place + 1, len(hooks))
+    for place, effects in enumerate(measured):
+        for edit in EDITS:
+            for name, value in _cell(effects, edit, by_text, rounding(size)).items():
+                columns.setdefault(name, [[] for _ in hooks])[place].append(value)
     if not np.isfinite(columns["effect"]).any():
         raise InstrumentError(
             f"the states at {site} do not differ between texts, no edit changed anything; give other layers or another index"
@@ -186,7 +189,7 @@ def used(
         weight_processing=loaded.processing,
         seeds={"texts": seed},
     )
-    sizes = {"n_test_texts": len(torch.unique(groups[division.test])), "n_classes": classes, "capable": right}
+    sizes = {"n_test_texts": len(torch.unique(groups[division.test])), "n_classes": classes, "capable": right, "largest_logit": size}
     return Result(KIND, data, ("layer", "edit"), _summary(data, attrs, sizes, largest), manifest)
 
 
@@ -209,13 +212,14 @@ class _Layer:
         draws = range(arrays.DRAWS)
         return [f"{edit}{arm}" for edit in EDITS for arm in ("", *(f"_random{k}" for k in draws), *(f"_shuffled{k}" for k in draws))]
 
-    def measure(self) -> tuple[dict[str, Tensor], float, float]:
-        """Effects of each arm on each test text; share of them that the model answers by itself; what putting states back changed."""
+    def measure(self) -> tuple[dict[str, Tensor], float, float, float]:
+        """Effects of each arm on each test text; share of them that the model answers by itself; what putting states back changed; the
+        largest logit of an answer, in magnitude."""
         places = self.test.tolist()
         rows = [self.labelled.tokens[int(self.labelled.row[place])] for place in places]
         most = max(1, FIGURES // (models.limits(self.loaded).vocabulary * len(self.arms)))
         found = {arm: torch.zeros(len(places), dtype=torch.float64) for arm in self.arms}
-        right, self_change, moved = 0, 0.0, dict.fromkeys(EDITS, 0.0)
+        right, self_change, size, moved = 0, 0.0, 0.0, dict.fromkeys(EDITS, 0.0)
         for first, (some, tokens) in enumerate(gathering.by_length(rows, most)):
             at = torch.tensor([places[one] for one in some])
             index, own, label = self.labelled.index[at], self.states[at], self.labelled.label[at]
@@ -229,12 +233,13 @@ class _Layer:
                 self._pass(tokens.repeat(len(self.arms), 1), index.repeat(len(self.arms)), torch.cat([made[arm] for arm in self.arms])),
                 index.repeat(len(self.arms)),
             )
+            size = max(size, float(before.abs().max()), float(said.abs().max()))
             for arm, after in zip(self.arms, torch.split(said, len(some)), strict=True):
                 found[arm][some] = self._lead(before, label, arm) - self._lead(after, label, arm)
         for arm in self.arms:  # where the states do not differ, as before the first block at one token, there is nothing to edit
             if moved["swap" if arm.startswith("swap") else "remove"] == 0.0:
                 found[arm].fill_(math.nan)
-        return found, right / len(places), self_change
+        return found, right / len(places), self_change, size
 
     def _lead(self, logits: Float[Tensor, "text class"], label: Int[Tensor, " text"], arm: str) -> Float[Tensor, " text"]:
         """By how much the own answer leads: the mean of the others, or the one that is swapped in."""
@@ -293,13 +298,17 @@ class _Layer:
         return changed
 
 
-def _cell(effects: Mapping[str, Tensor], edit: str, by_text: arrays.ByText) -> dict[str, float]:
+def _strongest(arms: Sequence[Tensor], noise: float) -> Tensor:
+    """The first whose mean no other's is above by more than rounding."""
+    return arms[foremost([float(one.mean()) for one in arms], noise) or 0]
+
+
+def _cell(effects: Mapping[str, Tensor], edit: str, by_text: arrays.ByText, noise: float) -> dict[str, float]:
     """Effect and controls of one edit with bounds over texts, and the effect beyond the stronger control."""
     arms = {"": effects[edit]}
     for kind in ("_random", "_shuffled"):
-        draws = [effects[f"{edit}{kind}{draw}"] for draw in range(arrays.DRAWS)]
-        arms[kind] = max(draws, key=lambda one: float(one.mean()))
-    arms["_control"] = max(arms["_random"], arms["_shuffled"], key=lambda one: float(one.mean()))
+        arms[kind] = _strongest([effects[f"{edit}{kind}{draw}"] for draw in range(arrays.DRAWS)], noise)
+    arms["_control"] = _strongest([arms["_random"], arms["_shuffled"]], noise)
     arms["_excess"] = arms[""] - arms["_control"]
     made: dict[str, float] = {}
     for suffix, values in arms.items():
@@ -326,13 +335,26 @@ def _summary(data: Any, attrs: Mapping[str, str], sizes: Mapping[str, Any], self
     return summary | {"finding": finding(summary)}
 
 
+def against_control(cell: Any, largest_logit: float, edit: str = "") -> Side:
+    """On which side of the stronger control does an effect lie?
+
+    Args:
+        cell: figures by name.
+        largest_logit: the size of what was subtracted, whose rounding an effect carries.
+        edit: what the names begin with.
+    """
+    names = ("effect", "effect_control", "effect_excess_low", "effect_excess_high")
+    effect, control, low, high = (float(cell[f"{edit}{name}"]) for name in names)
+    return side(effect, control, (low, high), rounding(largest_logit))
+
+
 def finding(summary: Mapping[str, Any]) -> str:
     """One plain sentence: whether the answer follows what the probe reads, at the layer that the probe's validation loss chose."""
     where = "what enters the first block" if summary["layer"] == gathering.EMBEDDING else f"layer {summary['layer']}"
     told = []
     for edit, words in (("remove", "taking out"), ("swap", "swapping")):
         effect, control = summary[f"{edit}_effect"], summary[f"{edit}_effect_control"]
-        found = side(effect, control, (summary[f"{edit}_effect_excess_low"], summary[f"{edit}_effect_excess_high"]))
+        found = against_control(summary, summary["largest_logit"], f"{edit}_")
         more = {"above": "more than", "below": "less than", "level": "no more than"}[found]
         told.append(f"{words} what the probe reads lowers the own answer's lead by {effect:.3f} logits, {more} the control ({control:.3f})")
     return (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wallprobe import models, stats
 from wallprobe.errors import ConfigError, InstrumentError
-from wallprobe.findings import foremost, rounding, side
+from wallprobe.findings import Side, foremost, rounding, side
 from wallprobe.hooks.attach import cache, gathering, sites
 from wallprobe.hooks.attach.prompt_sets import PromptSet
 from wallprobe.rng import generator
@@ -293,7 +293,9 @@ def _arrays(loaded: models.Loaded, prompts: PromptSet, request: Request, places:
             values = {suffix: grid[site, layer, arm][metric] for suffix, arm in arms.items()}
             for suffix, one in values.items():
                 put(f"{name}{suffix}", (at[0], at[1], at[2]), one)
-            strongest = max(("_moved", "_random"), key=lambda suffix: float(values[suffix].mean()))
+            controls = ("_moved", "_random")
+            means = [float(values[suffix].mean()) for suffix in controls]
+            strongest = controls[foremost(means, rounding(1.0, *means)) or 0]
             put(f"{name}_control", (at[0], at[1], at[2]), values[strongest])
             put(f"{name}_excess", (at[0], at[1], at[2]), values[""] - values[strongest])
     dims = ("site", "layer", "replacement")
@@ -311,7 +313,7 @@ def _words(name: str) -> str:
 
 def _summary(data: Any, prompts: int, self_change: float) -> dict[str, Any]:
     kl = data["kl"].values
-    place = foremost(kl.ravel().tolist(), rounding(float(np.nanmax(np.abs(kl))))) or 0
+    place = foremost(kl.ravel().tolist(), rounding(1.0, *kl.ravel().tolist())) or 0
     at = np.unravel_index(place, kl.shape)
     site, layer, method = (data[dim].values[one] for dim, one in zip(("site", "layer", "replacement"), at, strict=True))
     summary: dict[str, Any] = {"model": data.attrs["model"], "prompts": data.attrs["prompts"], "index": data.attrs["index"]}
@@ -322,13 +324,18 @@ def _summary(data: Any, prompts: int, self_change: float) -> dict[str, Any]:
     return summary | {"finding": finding(summary)}
 
 
+def against_control(cell: Any) -> Side:
+    """On which side of the stronger control does the KL lie? What is summed up in a KL are log-probabilities, of nats."""
+    kl, control, low, high = (float(cell[name]) for name in ("kl", "kl_control", "kl_excess_low", "kl_excess_high"))
+    return side(kl, control, (low, high), rounding(1.0, kl, control))
+
+
 def finding(summary: Mapping[str, Any]) -> str:
     """One plain sentence, of the cell whose ablation changes the predictions most."""
     verb = {"zero": "putting {} to zero", "mean": "putting {} to its mean", "resample": "giving {} another prompt's state"}
     what = verb[summary["replacement"]].format(f"{summary['site']} of layer {summary['layer']}")
     where = "at every token" if summary["index"] == "all" else "at the last predicting token"
-    told = side(summary["kl"], summary["kl_control"], (summary["kl_excess_low"], summary["kl_excess_high"]))
-    more = {"above": "more than", "below": "less than", "level": "no more than"}[told]
+    more = {"above": "more than", "below": "less than", "level": "no more than"}[against_control(summary)]
     return (
         f"{summary['model']} on {summary['prompts']}: of {summary['n_cells']} ablations {what} {where} changes the prediction most, by "
         f"{summary['kl']:.3f} nats [{summary['kl_low']:.3f}, {summary['kl_high']:.3f}] (loss {summary['loss']:+.3f}), {more} the stronger "

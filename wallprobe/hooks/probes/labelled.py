@@ -200,7 +200,7 @@ def _result(
     baselines = {"majority": arrays.majority(asked.labels, division), **guesses}
     by_text = arrays.ByText.of(asked.groups[division.test], asked.seed)
     means = {name: by_text.figures(hits) for name, hits in baselines.items()}
-    best = max(means, key=lambda name: float(means[name][0]))
+    best = strongest({name: float(mean) for name, (mean, _, _) in means.items()})
     hits = held.hits.double()
     rows = {
         "accuracy": hits,
@@ -234,6 +234,11 @@ def _result(
     summary |= {"best_baseline": best, "seconds": watch.seconds()}
     manifest["wall_time_s"] = watch.seconds()
     return Result(KIND, data, (dim,), summary | {"finding": finding(summary, dim)}, manifest)
+
+
+def strongest(accuracies: Mapping[str, float]) -> str:
+    """The first baseline whose accuracy no other's is above by more than rounding."""
+    return list(accuracies)[foremost(list(accuracies.values())) or 0]
 
 
 def finding(summary: Mapping[str, Any], dim: str = "layer") -> str:

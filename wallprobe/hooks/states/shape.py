@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wallprobe import models
 from wallprobe.errors import ConfigError
+from wallprobe.findings import beyond, foremost, rounding
 from wallprobe.hooks.attach import gathering
 from wallprobe.hooks.attach.labelled import Labelled
 from wallprobe.hooks.attach.prompt_sets import PromptSet
@@ -112,6 +113,8 @@ def between_shares(states: Float[Tensor, "place width"], labels: Int[Tensor, "dr
     """Between-class share of the sum of squares, for each draw of labels; NaN where the states do not differ."""
     centred = states.double() - states.double().mean(0)
     total = centred.square().sum()
+    if total <= 1e-12 * states.double().square().sum():  # what is less is rounding
+        return torch.full((len(labels),), math.nan, dtype=torch.float64)
     found = []
     for drawn in labels:
         sums = torch.zeros(classes, states.shape[1], dtype=torch.float64).index_add_(0, drawn, centred)
@@ -236,8 +239,7 @@ def _separation(shares: Float[Tensor, "layer draw"]) -> dict[str, list[float]]:
     """How far the labels (the first draw) part the states, beside permutations of them."""
     within = torch.where(1 - shares > 1e-9, 1 - shares, 0.0)  # what is less is rounding
     ratios, own, others = shares / within, shares[:, 0], shares[:, 1:]
-    p = (1 + (others >= own[:, None]).sum(1)) / (1 + others.shape[1])
-    found = (ratios[:, 0], ratios[:, 1:].mean(1), own, others.mean(1), p)
+    found = (ratios[:, 0], ratios[:, 1:].mean(1), own, others.mean(1), as_much(own, others))
     return {name: values.tolist() for name, values in zip(SEPARATION, found, strict=True)}
 
 
@@ -251,13 +253,40 @@ def _describe(name: str) -> tuple[str, str]:
     return FIGURES[stem][0], FIGURES[stem][1] + without
 
 
+def as_much(own: Float[Tensor, " layer"], others: Float[Tensor, "layer draw"]) -> Float[Tensor, " layer"]:
+    """The share of draws that are not less than the labels' own, by more than rounding, these counted among them; NaN where own is."""
+    reached = others >= (own - own.abs() * rounding(1.0))[:, None]
+    return torch.where(own.isnan(), math.nan, (1 + reached.sum(1).double()) / (1 + others.shape[1]))
+
+
 def any_layer(shares: Sequence[Float[Tensor, " draw"]]) -> tuple[int, float]:
-    """The layer whose share stands out most from its permutations', and p of the largest over all layers, which looks at all of them."""
+    """The layer whose share stands out most from its permutations', and p of the largest over all layers, which looks at all of them.
+
+    Layers whose states do not differ (NaN) are left out; p is NaN where all are.
+    """
     stacked = torch.stack(list(shares))
     standing = stacked / stacked[:, 1:].mean(1, keepdim=True)
-    largest = standing.max(0).values
-    place = int(standing[:, 0].argmax())
-    return place, float((1 + (largest[1:] >= largest[0]).sum()) / len(largest))
+    place = foremost(standing[:, 0].tolist())
+    if place is None:
+        return 0, math.nan
+    largest = standing[~standing[:, 0].isnan()].max(0).values
+    return place, float(as_much(largest[:1], largest[None, 1:]))
+
+
+def parting(where: str, own: float, other: float, p: float) -> str:
+    """Whether labels part the states: the end of the finding.
+
+    Args:
+        where: the layer at which they do most.
+        own: between-class share there.
+        other: the same for permuted labels.
+        p: over all layers; NaN where no states differ.
+    """
+    if beyond(SIGNIFICANT, p):
+        return f" Labels part the states most at {where}: {own:.3f} of their variance, permuted {other:.3f} (p {p:.3f} over all layers)."
+    if math.isnan(p):
+        return " The states at the labelled places do not differ."
+    return f" Labels part the states nowhere more than permuted ones ({own:.3f} of their variance, permuted {other:.3f}, p {p:.2f})."
 
 
 def _summary(
@@ -278,14 +307,7 @@ def _summary(
         summary["separation_p_any_layer"] = p
         summary |= {"n_classes": len(labelled.classes), "n_places": len(labelled.label)}
         where = "what enters the first block" if layer == gathering.EMBEDDING else f"layer {layer}"
-        if p <= SIGNIFICANT:
-            told = (
-                f" Labels part the states most at {where}: {own:.3f} of their variance, permuted {other:.3f} (p {p:.3f} over all layers)."
-            )
-        else:
-            told = (
-                f" Labels part the states nowhere more than permuted ones ({own:.3f} of their variance, permuted {other:.3f}, p {p:.2f})."
-            )
+        told = parting(where, own, other, p)
     left = round(summary["anisotropy_centred_no_first_last"], 2) + 0.0
     return summary | {
         "finding": f"{attrs['model']}, {attrs['site']}: without first tokens the last layer's states take "
