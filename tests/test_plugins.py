@@ -130,8 +130,8 @@ def test_the_command_line_names_a_broken_plugin_on_one_line(tmp_path):
 @pytest.mark.parametrize("group", plugins.LATER)
 def test_ours_are_there_with_the_metadata_of_an_older_install(monkeypatch, group):
     """An editable install keeps the entry points of the day it was made."""
-    theirs = metadata.EntryPoint("plug", "tests.test_plugins:theirs", group)
-    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [theirs] if group == theirs.group else [])
+    entry = metadata.EntryPoint("plug", "tests.test_plugins:theirs", group)
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [entry] if group == entry.group else [])
     plugins.load_group.cache_clear()
     found = parts_of(group)
     ours = metadata.EntryPoint("builtin", plugins.LATER[group], group).load()()
