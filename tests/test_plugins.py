@@ -1,13 +1,16 @@
 """Entry points: built-in parts come through them, a broken plugin is named and skipped."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from wallprobe import plugins
+from wallprobe.errors import InstrumentError
 from wallprobe.training.wall.conditions import Condition, built_in, conditions
 
 
@@ -60,11 +63,15 @@ def test_an_unknown_group_is_a_programming_error():
 def parts_of(group):
     """What the commands see of a group, by name."""
     from wallprobe.claims.ledger.claim import areas
+    from wallprobe.hooks.attach.interventions import interventions
+    from wallprobe.hooks.interchange.reads import reads
     from wallprobe.hooks.registry import instruments
     from wallprobe.tasks.registry import tasks
     from wallprobe.training.estimators.protocol import makers
+    from wallprobe.training.wall.signals import routes, signals
 
     readers = {"conditions": conditions, "tasks": tasks, "instruments": instruments, "estimators": makers, "claims": areas}
+    readers |= {"signals": signals, "routes": routes, "reads": reads, "interventions": interventions}
     readers["exhibits"] = lambda: plugins.load_group("wallprobe.exhibits")
     return readers[group.removeprefix("wallprobe.")]()
 
@@ -118,3 +125,59 @@ def test_the_command_line_names_a_broken_plugin_on_one_line(tmp_path):
     assert "geometry" in done.stdout
     (told,) = [line for line in done.stderr.splitlines() if line.startswith("wallprobe: ")]
     assert told.startswith("wallprobe: plugin odd of odd (odd_plugin:thing) was skipped: ModuleNotFoundError")
+
+
+@pytest.mark.parametrize("group", plugins.LATER)
+def test_ours_are_there_with_the_metadata_of_an_older_install(monkeypatch, group):
+    """An editable install keeps the entry points of the day it was made."""
+    entry = metadata.EntryPoint("plug", "tests.test_plugins:theirs", group)
+    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [entry] if group == entry.group else [])
+    plugins.load_group.cache_clear()
+    found = parts_of(group)
+    ours = metadata.EntryPoint("builtin", plugins.LATER[group], group).load()()
+    assert list(found) == [*ours, *(name for name in theirs() if name not in ours)]
+    assert {name: found[name] for name in ours} == dict(ours)  # theirs of the same name is not taken
+    monkeypatch.undo()
+    plugins.load_group.cache_clear()
+
+
+def test_what_is_declared_is_what_an_older_install_falls_back_on():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
+    declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert set(declared) == {*plugins.GROUPS, plugins.PICTURES}
+    assert {group: declared[group]["builtin"] for group in plugins.LATER} == dict(plugins.LATER)
+
+
+class Own:
+    """A part of whatever group it is put in."""
+
+    def __init__(self, name):
+        self.name, self.units = name, "nats"
+
+    def __call__(self, *_):
+        raise AssertionError("not called")
+
+
+def theirs():
+    return {name: Own(name) for name in ("none", "p", "swap", "own")}
+
+
+@pytest.mark.parametrize(
+    ("signal", "route", "told"),
+    [
+        (lambda data: data.label, "softmax_peak", "signal odd gives (8,); it must give a constant tensor [batch, position] = (8, 15)"),
+        (lambda data: 1.0, "softmax_peak", "signal odd gives float; it must give"),
+        (lambda data: data.posterior.entropy, lambda output, target: target.mean(), "route odd gives (); it must give one figure"),
+    ],
+)
+def test_a_signal_or_route_of_the_wrong_shape_is_one_line(monkeypatch, tmp_path, signal, route, told):
+    from wallprobe.training.wall import jobs, loop
+    from wallprobe.training.wall.recipes import Recipe
+    from wallprobe.training.wall.signals import routes
+
+    for module in (jobs, loop):
+        monkeypatch.setattr(module, "signals", lambda: {"odd": signal})
+        monkeypatch.setattr(module, "routes", lambda: {"odd": routes()[route] if isinstance(route, str) else route})
+    recipe = Recipe(preset="tiny", n_layers=1, d_model=8, n_heads=2, steps=2, batch=8, warmup=1)
+    with pytest.raises(InstrumentError, match=re.escape(told)):
+        loop.Trainer(jobs.Job(Condition("odd", "odd", "odd"), recipe), tmp_path).step()

@@ -10,12 +10,23 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 GROUPS = (
     "wallprobe.tasks",
     "wallprobe.conditions",
+    "wallprobe.signals",
+    "wallprobe.routes",
     "wallprobe.instruments",
     "wallprobe.estimators",
-    "wallprobe.exhibits",
-    "wallprobe.claims",
     "wallprobe.reads",
     "wallprobe.interventions",
+    "wallprobe.exhibits",
+    "wallprobe.claims",
+)
+# Ours of the groups that came later, for an editable install whose metadata is older than the code.
+LATER: Mapping[str, str] = MappingProxyType(
+    {
+        "wallprobe.signals": "wallprobe.training.wall.signals:built_in_signals",
+        "wallprobe.routes": "wallprobe.training.wall.signals:built_in_routes",
+        "wallprobe.reads": "wallprobe.hooks.interchange.reads:built_in",
+        "wallprobe.interventions": "wallprobe.hooks.attach.interventions:built_in",
+    }
 )
 PICTURES = "wallprobe.pictures"  # what a notebook shows of a Result; the gallery fills it, plugins have exhibits
 Part = TypeVar("Part")
@@ -39,7 +50,7 @@ def load_group(group: str) -> Mapping[str, Any]:
         ValueError: for a group that wallprobe does not define.
     """
     loaded: dict[str, Any] = {}
-    for entry in _entries(group):
+    for entry in entries(group):
         if entry.name not in loaded:
             loaded[entry.name] = _load(entry)
     return MappingProxyType({name: value for name, value in loaded.items() if value is not None})
@@ -84,11 +95,36 @@ def one_or_several(wanted: type[Part]) -> Callable[[Any], Iterable[Part]]:
     return lambda value: [check_part(one, wanted) for one in ((value,) if isinstance(value, wanted) else value().values())]
 
 
+def callables(value: Any) -> Mapping[str, Callable[..., Any]]:
+    """For groups of plain functions: what an entry point, a function that returns a mapping of them by name, stands for.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    made = dict(value())
+    wrong = [name for name, one in made.items() if not isinstance(name, str) or not callable(one)]
+    if wrong:
+        raise TypeError(f"{wrong[0]!r} is no function by name")
+    return made
+
+
+def named_functions(group: str) -> Mapping[str, Callable[..., Any]]:
+    """Every function of such a group by name; the built-in ones win a clash.
+
+    Args:
+        group: one of `GROUPS`.
+    """
+    known: dict[str, Callable[..., Any]] = {}
+    for name, one in collect(group, lambda value: callables(value).items()):
+        known.setdefault(name, one)
+    return known
+
+
 def _parts(group: str, name: str, value: Any, unfold: Callable[[Any], Iterable[Part]]) -> list[Part]:
     try:
         return list(unfold(value))
     except Exception as error:
-        _skip(next(entry for entry in _entries(group) if entry.name == name), error, stacklevel=5)
+        _skip(next(entry for entry in entries(group) if entry.name == name), error, stacklevel=5)
         return []
 
 
@@ -98,7 +134,7 @@ def distribution(group: str, part: Any) -> str | None:
     if package == __package__:
         return None
     return next(
-        (entry.dist.name for entry in _entries(group) if entry.dist and entry.value.startswith((f"{package}.", f"{package}:"))), None
+        (entry.dist.name for entry in entries(group) if entry.dist and entry.value.startswith((f"{package}.", f"{package}:"))), None
     )
 
 
@@ -113,15 +149,22 @@ def check_part(part: Any, wanted: type[Part]) -> Part:
     return part
 
 
-def _entries(group: str) -> list[metadata.EntryPoint]:
-    """Entry points by name, those of this package first."""
+def entries(group: str) -> list[metadata.EntryPoint]:
+    """Entry points of a group by name, those of this package first; what they stand for is not loaded.
+
+    Raises:
+        ValueError: for a group that wallprobe does not define.
+    """
     if group not in (*GROUPS, PICTURES):
         raise ValueError(f"'{group}' is no plugin group; there are: {', '.join(GROUPS)}")
 
     def place(entry: metadata.EntryPoint) -> tuple[bool, bool, str]:
         return entry.name != "builtin", not entry.value.startswith(f"{__package__}."), entry.name
 
-    return sorted(metadata.entry_points(group=group), key=place)
+    found = list(metadata.entry_points(group=group))
+    if group in LATER and all(entry.value != LATER[group] for entry in found):
+        found.append(metadata.EntryPoint("builtin", LATER[group], group))
+    return sorted(found, key=place)
 
 
 def _load(entry: metadata.EntryPoint) -> Any | None:

@@ -48,7 +48,7 @@ MEANT = {
     ("--name", "zz"),  # of a run to be made
 }
 # A model's name is asked of the store, the disk and the hub: where that is patched away, it is asked.
-ASKED = {("models", "zz"), ("models", "../../x"), ("models", "nan")}
+ASKED = {(argument, value) for argument in ("models", "subject") for value in ("zz", "../../x", "nan")}
 
 
 class Computing(Exception):

@@ -18,6 +18,7 @@ from wallprobe.cli import (
     claims,
     collapse,
     convert,
+    doctor,
     endings,
     equilibrium,
     evaluate,
@@ -74,6 +75,7 @@ COMMANDS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "claims": claims.claims,
         "reproduce": reproduce.reproduce,
         "gallery": gallery.group,
+        "doctor": doctor.doctor,
     }
 )
 

@@ -6,19 +6,24 @@ import numpy as np
 import pytest
 import torch
 from wallprobe_hello import claims
-from wallprobe_hello.condition import HELLO
+from wallprobe_hello.condition import HELLO, PEAK
 from wallprobe_hello.exhibit import exhibit
 from wallprobe_hello.instrument import hello
+from wallprobe_hello.intervention import half
+from wallprobe_hello.read import MARGIN
 from wallprobe_hello.task import HelloTask
 
 from wallprobe.claims.ledger.claim import judge_all
 from wallprobe.errors import ConfigError
 from wallprobe.gallery import Exhibit
+from wallprobe.hooks.interchange.pairs import Pairs
+from wallprobe.hooks.interchange.request import Request
 from wallprobe.store import runs
 from wallprobe.store.results import Result, dataset
 from wallprobe.training.wall.jobs import Job
 from wallprobe.training.wall.loop import train
 from wallprobe.training.wall.recipes import Recipe
+from wallprobe.training.wall.signals import Output, StepData, routes, signals
 
 TINY = Recipe(preset="tiny", n_layers=1, d_model=8, n_heads=2, steps=3, batch=4, warmup=1)
 
@@ -85,3 +90,27 @@ def test_the_claim_is_judged_on_stored_results(tmp_path, program, verdict):
 def test_without_a_measurement_nothing_is_claimed(tmp_path):
     area = claims.area()
     assert [item.verdict for item in judge_all(area, area.read("tiny", tmp_path))] == ["not measured"]
+
+
+def test_the_signal_is_what_its_route_makes_of_the_exact_answer(tmp_path):
+    run = train(Job(PEAK, TINY), tmp_path)
+    assert run.manifest["config"]["condition"]["signal"] == "peak"
+    tokens = HelloTask().sample(6, torch.Generator().manual_seed(1)).tokens
+    exact = HelloTask().posterior(tokens, torch.float32)
+    logits = exact.predictive.clamp_min(1e-30).log()
+    data = StepData(tokens, torch.ones(6), exact, None, torch.Generator(), symbols=7)
+    output = Output(logits, torch.zeros(6, 11, 4), None, symbols=7)
+    assert float(routes()["softmax_peak"](output, signals()["peak"](data)).max()) < 1e-10
+
+
+def test_the_read_gives_one_figure_a_pair():
+    pairs = Pairs(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64), {"a": torch.tensor([0, 1])})
+    found = MARGIN(torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]]), pairs)
+    assert found[""].tolist() == [1.0, -2.0]
+
+
+def test_the_intervention_goes_half_way_and_both_are_known_by_name():
+    assert half(torch.zeros(2, 3), torch.full((2, 3), 4.0)).tolist() == [[2.0] * 3] * 2
+    request = Request("p5", "c0", reads=("margin",), intervention="half")
+    assert [one.name for one in request.read] == ["margin"]
+    assert request.treatment is half

@@ -1,1 +1,1 @@
-"""A wallprobe plugin to copy: `task`, `condition`, `instrument`, `exhibit` and `claims`, a file each. docs/plugins.md walks through it."""
+"""A wallprobe plugin to copy: a file for each of its parts. docs/plugins.md walks through it."""

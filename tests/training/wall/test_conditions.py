@@ -19,7 +19,7 @@ from wallprobe.training.wall.conditions import AXES, Condition, Schedule, built_
 from wallprobe.training.wall.jobs import Job, Teacher
 from wallprobe.training.wall.loop import Trainer
 from wallprobe.training.wall.recipes import RECIPES, Recipe, get_recipe
-from wallprobe.training.wall.signals import INTROSPECTIVE, ROUTES, SIGNALS, Output, StepData, entropy_bits
+from wallprobe.training.wall.signals import INTROSPECTIVE, Output, StepData, entropy_bits, routes, signals
 
 TINY = Recipe(preset="tiny", n_layers=2, d_model=16, n_heads=2, steps=8, batch=16, muon_lr=0.01, adam_lr=1e-3, warmup=2)
 NOWHERE = Path("never-written")
@@ -48,8 +48,8 @@ def test_every_condition_is_registered_and_composes_known_parts():
     known = conditions()
     assert list(known)[:13] == THIRTEEN
     for name, condition in known.items():
-        assert condition.signal in SIGNALS
-        assert condition.route in ROUTES
+        assert condition.signal in signals()
+        assert condition.route in routes()
         assert condition.summary
         assert str(RunName.parse(name)) == name
         assert set(condition.axes) <= set(AXES)
@@ -134,15 +134,15 @@ def test_schedules_of_the_axis(name, on):
 def test_signals_carry_the_information_they_name():
     data = step_data()
     exact = data.posterior
-    assert torch.equal(SIGNALS["entropy"](data), exact.entropy)
-    assert torch.equal(SIGNALS["program_weight"](data), exact.program_weight)
-    assert torch.equal(SIGNALS["token"](data), data.tokens[:, 1:])
-    assert SIGNALS["uniform_entropy"](data).unique().tolist() == pytest.approx([math.log2(17)])
-    assert torch.equal(SIGNALS["program_label"](data)[:, 3], data.label)
-    shuffled = SIGNALS["shuffled_weight"](step_data())
+    assert torch.equal(signals()["entropy"](data), exact.entropy)
+    assert torch.equal(signals()["program_weight"](data), exact.program_weight)
+    assert torch.equal(signals()["token"](data), data.tokens[:, 1:])
+    assert signals()["uniform_entropy"](data).unique().tolist() == pytest.approx([math.log2(17)])
+    assert torch.equal(signals()["program_label"](data)[:, 3], data.label)
+    shuffled = signals()["shuffled_weight"](step_data())
     assert not torch.equal(shuffled, exact.program_weight)
     torch.testing.assert_close(shuffled.sort(0).values, exact.program_weight.sort(0).values, rtol=0, atol=0)
-    labels = SIGNALS["random_label"](step_data(2000))
+    labels = signals()["random_label"](step_data(2000))
     assert set(labels.unique().tolist()) == {0.0, 1.0}
     assert abs(torch.corrcoef(torch.stack([labels[:, 0], step_data(2000).label]))[0, 1].item()) < 0.1
 
@@ -150,14 +150,14 @@ def test_signals_carry_the_information_they_name():
 @pytest.mark.parametrize(("name", "bits"), [("entropy-0p5", 0.5), ("entropy-1", 1.0), ("entropy-2p08", 2.08), ("entropy-3", 3.0)])
 def test_constant_entropy_is_that_many_bits_everywhere(name, bits):
     condition = get_condition(name)
-    target = SIGNALS[condition.signal](step_data(constant=condition.constant))
+    target = signals()[condition.signal](step_data(constant=condition.constant))
     assert target.shape == (64, 15)
     assert target.unique().tolist() == pytest.approx([bits])
 
 
 def test_random_entropy_is_uniform_and_drawn_for_each_position():
-    target = SIGNALS["random_entropy"](step_data(2000))
-    assert torch.equal(target, SIGNALS["random_entropy"](step_data(2000)))
+    target = signals()["random_entropy"](step_data(2000))
+    assert torch.equal(target, signals()["random_entropy"](step_data(2000)))
     assert 0 <= target.min().item() < 0.01
     assert math.log2(17) - 0.01 < target.max().item() <= math.log2(17)
     assert target.mean().item() == pytest.approx(math.log2(17) / 2, abs=0.03)
@@ -174,7 +174,7 @@ def test_introspective_targets_by_hand():
     output = Output(logits, torch.zeros(1, 2, 3), head, plain=flat.expand(1, 2, 4), nudged=torch.stack([peaked, flat])[None], symbols=4)
     own = INTROSPECTIVE["self_entropy"](output)
     torch.testing.assert_close(own, torch.tensor([[1.75, 2.0]]), rtol=0, atol=1e-6)
-    loss = ROUTES["scalar_mse"](output, own)
+    loss = routes()["scalar_mse"](output, own)
     torch.testing.assert_close(loss, torch.tensor([[1.0, 0.5625]]), rtol=0, atol=1e-6)
     by_head, by_logits = torch.autograd.grad(loss.sum(), [head, logits], allow_unused=True)
     torch.testing.assert_close(by_head, torch.tensor([[2.0, 1.5]]), rtol=0, atol=1e-6)
@@ -189,15 +189,15 @@ def test_uniform_means_over_the_symbols_not_over_the_vocabulary():
     posterior = task.posterior(drawn.tokens, torch.float32)
     data = StepData(drawn.tokens, drawn.is_program.float(), posterior, None, generator("draws"), symbols=task.modulus)
     assert posterior.predictive.shape[-1] == 18
-    torch.testing.assert_close(SIGNALS["uniform_entropy"](data), torch.full_like(posterior.entropy, 4.087463), rtol=0, atol=1e-5)
+    torch.testing.assert_close(signals()["uniform_entropy"](data), torch.full_like(posterior.entropy, 4.087463), rtol=0, atol=1e-5)
     even = torch.zeros(1, 1, 18)
     even[..., 17] = -torch.inf
     output = Output(even, torch.zeros(1, 1, 3), None, symbols=17)
-    assert ROUTES["softmax_peak"](output, torch.zeros(1, 1)).item() < 1e-12
+    assert routes()["softmax_peak"](output, torch.zeros(1, 1)).item() < 1e-12
 
 
 def test_the_nudge_is_a_unit_vector_for_each_index():
-    nudge = SIGNALS["self_perturbation"](step_data(d_model=8))
+    nudge = signals()["self_perturbation"](step_data(d_model=8))
     assert nudge.shape == (64, 15, 8)
     torch.testing.assert_close(nudge.norm(dim=-1), torch.ones(64, 15), rtol=0, atol=1e-6)
     assert nudge.mean().abs().item() < 0.02
@@ -207,15 +207,15 @@ def test_routes_are_zero_at_their_target():
     data = step_data()
     probs = data.posterior.predictive
     logits = probs.clamp(min=1e-30).log()
-    output = Output(logits, torch.zeros(64, 15, 4), SIGNALS["program_weight"](data), symbols=17)
-    assert ROUTES["softmax_entropy"](output, data.posterior.entropy).max().item() < 1e-8
-    assert ROUTES["scalar_mse"](output, data.posterior.program_weight).max().item() == 0
-    assert ROUTES["residual_jump"](output, torch.zeros(64, 15)).max().item() == 0
+    output = Output(logits, torch.zeros(64, 15, 4), signals()["program_weight"](data), symbols=17)
+    assert routes()["softmax_entropy"](output, data.posterior.entropy).max().item() < 1e-8
+    assert routes()["scalar_mse"](output, data.posterior.program_weight).max().item() == 0
+    assert routes()["residual_jump"](output, torch.zeros(64, 15)).max().item() == 0
     teacher = (logits / 2).softmax(-1)
-    assert ROUTES["softmax_kl"](output, teacher).abs().max().item() < 1e-5
+    assert routes()["softmax_kl"](output, teacher).abs().max().item() < 1e-5
     # The peak of the exact answer stands for w wherever a program forces a token.
     forced = data.posterior.forced >= 0
-    assert ROUTES["softmax_peak"](output, data.posterior.program_weight)[forced].max().item() < 1e-8
+    assert routes()["softmax_peak"](output, data.posterior.program_weight)[forced].max().item() < 1e-8
     torch.testing.assert_close(entropy_bits(logits), data.posterior.entropy, rtol=0, atol=1e-4)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from wallprobe.errors import ConfigError, look_up
-from wallprobe.plugins import collect
+from wallprobe.plugins import named_functions
 from wallprobe.rng import generator
 
 GROUP = "wallprobe.interventions"
@@ -100,10 +100,7 @@ def built_in() -> Mapping[str, Intervention]:
 
 def interventions() -> Mapping[str, Intervention]:
     """Every registered intervention by name: an entry point is a function that returns a mapping of them; the built-in ones win a clash."""
-    known = dict(built_in())
-    for name, one in collect(GROUP, lambda made: made().items()):
-        known.setdefault(name, one)
-    return known
+    return named_functions(GROUP)
 
 
 def as_intervention(what: Any) -> Intervention:

@@ -34,8 +34,8 @@ class Condition:
 
     Attributes:
         name: as typed on the command line.
-        signal: a name in `training.wall.signals.SIGNALS`; "none" leaves only the supervised cross-entropy.
-        route: a name in `training.wall.signals.ROUTES`.
+        signal: a name in `training.wall.signals.signals()`; "none" leaves only the supervised cross-entropy.
+        route: a name in `training.wall.signals.routes()`.
         positions: "unsupervised" (K+1..), "alternate" (K+1, K+3, ...), "all" (1..), or explicit positions.
         schedule: when the signal is on.
         weight: its weight in the loss; None takes the recipe's.

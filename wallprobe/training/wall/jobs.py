@@ -12,7 +12,7 @@ from wallprobe.tasks.task import Task
 from wallprobe.training.wall import lean
 from wallprobe.training.wall.conditions import Condition
 from wallprobe.training.wall.recipes import Recipe
-from wallprobe.training.wall.signals import ROUTES, SIGNALS
+from wallprobe.training.wall.signals import routes, signals
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Job:
     teacher: str | None = None
 
     def __post_init__(self) -> None:
-        look_up("signal", self.condition.signal, SIGNALS)
-        look_up("route", self.condition.route, ROUTES)
+        look_up("signal", self.condition.signal, signals())
+        look_up("route", self.condition.route, routes())
 
     @property
     def name(self) -> runs.RunName:

@@ -30,7 +30,17 @@ from wallprobe.training.wall import lean, optim
 from wallprobe.training.wall.batches import DRAW, Block, draw_block
 from wallprobe.training.wall.conditions import Schedule
 from wallprobe.training.wall.jobs import Job, Teacher, load_teacher
-from wallprobe.training.wall.signals import INTROSPECTIVE, ROUTES, SCALAR_ROUTES, SIGNALS, Output, StepData, entropy_bits
+from wallprobe.training.wall.signals import (
+    INTROSPECTIVE,
+    SCALAR_ROUTES,
+    Output,
+    StepData,
+    check_loss,
+    check_target,
+    entropy_bits,
+    routes,
+    signals,
+)
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG_EVERY = 50
@@ -59,6 +69,7 @@ class Trainer:
         self.job, self.folder, self.device, self.compiled = job, folder, device, compile
         self.step_number, self.seconds, self.log = 0, 0.0, list[dict[str, float]]()
         recipe, condition = job.recipe, job.condition
+        self._signal, self._route = signals()[condition.signal], routes()[condition.route]
         job.shape.check_room(recipe.batch)
         fresh = lean.init_params(job.shape, job.seed, recipe.embedding_std)
         fresh |= lean.init_endogenous(job.shape, job.seed, condition.endogenous)
@@ -113,7 +124,7 @@ class Trainer:
                 logits = self._teach(self._teacher_params, tokens)
         draws = generator(job.seed, "signal", self.step_number)
         data = StepData(tokens, block.label, posterior, logits, draws, job.condition.constant, job.recipe.d_model, symbols=job.task.modulus)
-        return tokens, SIGNALS[job.condition.signal](data), block.next_tokens
+        return tokens, check_target(job.condition.signal, self._signal(data), data), block.next_tokens
 
     def _eager_losses(
         self, params: lean.LayerParams, tokens: Tensor, target: Tensor | None, next_tokens: Tensor | None = None
@@ -162,7 +173,7 @@ class Trainer:
         condition = self.job.condition
         if condition.signal in INTROSPECTIVE:
             target = INTROSPECTIVE[condition.signal](output)
-        loss = ROUTES[condition.route](output, target)
+        loss = check_loss(condition.route, self._route(output, target), output)
         return (loss * self.mask).sum() / (self.mask.sum() * len(loss))
 
     def step(self) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from wallprobe.errors import InstrumentError
+from wallprobe.plugins import named_functions
 from wallprobe.tasks.recurrence import Posterior
 
 TEMPERATURE = 2.0
@@ -132,7 +135,7 @@ def _teacher(data: StepData) -> Tensor:
     return (data.teacher_logits / TEMPERATURE).softmax(-1)
 
 
-SIGNALS: Mapping[str, Signal] = MappingProxyType(
+_SIGNALS: Mapping[str, Signal] = MappingProxyType(
     {
         "none": _no_target,
         "entropy": _entropy,
@@ -203,7 +206,7 @@ def _residual_jump(output: Output, target: Tensor) -> Tensor:
     return F.pad(jump, (1, 0))
 
 
-ROUTES: Mapping[str, Route] = MappingProxyType(
+_ROUTES: Mapping[str, Route] = MappingProxyType(
     {
         "none": lambda output, target: target,
         "softmax_entropy": _softmax_entropy,
@@ -216,3 +219,50 @@ ROUTES: Mapping[str, Route] = MappingProxyType(
     }
 )
 SCALAR_ROUTES = ("scalar_mse", "scalar_bce")
+
+
+def built_in_signals() -> Mapping[str, Signal]:
+    """Ours, by name."""
+    return _SIGNALS
+
+
+def built_in_routes() -> Mapping[str, Route]:
+    """Ours, by name."""
+    return _ROUTES
+
+
+def signals() -> Mapping[str, Signal]:
+    """Every registered signal by name: an entry point is a function that returns a mapping of them; the built-in ones win a clash."""
+    return named_functions("wallprobe.signals")
+
+
+def routes() -> Mapping[str, Route]:
+    """Every registered route by name, as `signals`."""
+    return named_functions("wallprobe.routes")
+
+
+def check_target(name: str, target: Any, data: StepData) -> Tensor:
+    """A signal's target as it is; the check that a training makes of each.
+
+    Raises:
+        InstrumentError: if it is no constant tensor of one entry (or one row of figures) a sequence and position.
+    """
+    wanted = tuple(data.posterior.entropy.shape)
+    if not isinstance(target, Tensor) or tuple(target.shape[:2]) != wanted or target.requires_grad:
+        given = f"{tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
+        graph = " with a gradient" if isinstance(target, Tensor) and target.requires_grad else ""
+        raise InstrumentError(f"signal {name} gives {given}{graph}; it must give a constant tensor [batch, position] = {wanted}")
+    return target
+
+
+def check_loss(name: str, loss: Any, output: Output) -> Tensor:
+    """A route's loss as it is.
+
+    Raises:
+        InstrumentError: if it is not one figure a sequence and position.
+    """
+    wanted = tuple(output.residual.shape[:2])
+    if not isinstance(loss, Tensor) or tuple(loss.shape) != wanted:
+        given = f"{tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise InstrumentError(f"route {name} gives {given}; it must give one figure a sequence and position, {wanted}")
+    return loss
