@@ -98,7 +98,7 @@ def test_layers_and_sites_are_chosen(invoke):
         (("attention", "./one", "--tokens", "1,2,3"), "--tokens is not for models that are no runs"),
         (("attention", "c0", "--prompts", "texts.txt"), "--prompts is not for runs, which read sequences of their own task"),
         (("attention", "c0", "./one"), "c0 is a run, ./one is none"),
-        (("attention", "./one", "--prompts", "none.txt"), "no prompt set or file 'none.txt'"),
+        (("attention", "./one", "--prompts", "none.txt"), "no prompt file 'none.txt'"),
         (("ablate", "./one", "--subspace", "pca:2"), "--subspace is not for models that are no runs"),
         (("ablate", "./one", "--method", "noise"), "--method noise is none of zero, mean, resample"),
         (("ablate", "./one", "--index", "3"), "--index 3 is none of all, last"),

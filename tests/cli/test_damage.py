@@ -156,6 +156,7 @@ def unfinite(write_run, tmp_path):
 
 # Command -> how it is asked for the run.
 ON_A_RUN = {
+    "doctor": ("c0@7",),
     "train": ("c4", "--preset", "tiny", "--compile", "off"),  # c3 is its teacher
     "eval": ("c0@7",),
     "interchange": ("--src", "c0@8", "--dst", "c0@7", "--layer", "0"),

@@ -76,7 +76,7 @@ REFUSALS = [
     (["--backend", "nnsight"], "give a --layer (or a short list), and no --sweep"),
     (["--prompts", "keys.jsonl"], "line 1 of keys.jsonl lacks wrong; a pair has clean, corrupt, answer, wrong"),
     (["--prompts", "long.jsonl"], "line 2 of long.jsonl: clean has 4 tokens, corrupt 3"),
-    (["--prompts", "words.jsonl"], "line 1 of words.jsonl: answer 'jumps over' is 2 tokens ('jumps' + 'over')"),
+    (["--prompts", "words.jsonl"], "line 1 of words.jsonl: answer is a list, of which every one must be a single token"),
 ]
 
 
@@ -95,7 +95,7 @@ def save_others(folder):
     tiny_models.save_tokenizer(folder / "bloom")
     write(folder / "keys.jsonl", [{key: text for key, text in PAIRS[0].items() if key != "wrong"}])
     write(folder / "long.jsonl", [PAIRS[0], PAIRS[1] | {"corrupt": "bank of paris"}])
-    write(folder / "words.jsonl", [PAIRS[0] | {"answer": "jumps over"}])
+    write(folder / "words.jsonl", [PAIRS[0] | {"answer": ["jumps over", "jumps"]}])
 
 
 def test_a_layout_that_nobody_took_apart_goes_whole_and_says_so(invoke, tmp_path):

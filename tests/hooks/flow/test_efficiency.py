@@ -112,5 +112,5 @@ def test_a_text_that_is_missing_or_empty(tmp_path) -> None:
     with pytest.raises(UnknownNameError, match=r"no text to count tokens of 'nowhere\.txt'"):
         read_text("nowhere.txt")
     (tmp_path / "empty.txt").write_text(" \n")
-    with pytest.raises(ConfigError, match="is empty; give one with tokens"):
+    with pytest.raises(ConfigError, match="is blank; give a UTF-8 file"):
         read_text(tmp_path / "empty.txt")
