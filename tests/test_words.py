@@ -20,7 +20,7 @@ REFUSED = {
     ),
     "a text that a reader has not": re.compile(
         r"\bspecs? (wall|audit|gains|equilibrium|toolkit|gallery)\b|\bspec [a-z-]+\.md\b|\bspec,? (section )?[a-c]?\d|\bthe specification\b"
-        r"|\bspecifications? of the\b|\(specifications?\b|\bspecifications?,? [a-c]\d|/work/shared|\bdesign\.md\b",
+        r"|\bspecifications? of the\b|\(specifications?\b|\bspecifications?,? [a-c]\d|\bdesign\.md\b",
         re.IGNORECASE,
     ),
     "a section of such a text": re.compile(r"\b[Ss]ection [A-C]\d\b|(?<!\w)\([A-C]\d+(\.\d+)?[:;,)]|\b[A-C]\d+ (to|and) [A-C]\d+\b"),
