@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from tests.claims.conftest import evaluation, write_run
 from wallprobe.claims.ledger import claim as ledger
@@ -152,7 +153,11 @@ def micro(monkeypatch):
 
     def inline(jobs, root, **settings):
         trained.append([str(job.name) for job in jobs])
-        return sweep(jobs, root, **settings | {"engine": Inline()})
+        threads = torch.get_num_threads()  # a worker sets its own, and here it is this process
+        try:
+            return sweep(jobs, root, **settings | {"engine": Inline()})
+        finally:
+            torch.set_num_threads(threads)
 
     monkeypatch.setattr(reproduce, "sweep", inline)
     return trained
