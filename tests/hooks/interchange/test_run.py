@@ -205,6 +205,21 @@ def test_pairs_that_are_not_answered_rightly_are_counted_and_left_out(neox, tmp_
     assert (some.summary["n_pairs"], some.summary["n_capable"]) == (right, right)
 
 
+def test_of_two_models_and_whole_answers_those_counted_are_those_kept(tmp_path):
+    one, other = (str(tiny_models.save_model(kind, tmp_path / kind)) for kind in ("neox", "gpt2"))
+    words = tiny_models.WORDS
+    rows = [
+        {"clean": f"the {words[n]}", "corrupt": f"the {words[n + 1]}", "answer": f"{words[n]} {words[-1 - n]}", "wrong": words[n + 2]}
+        for n in range(14)
+    ]
+    rows += [row | {"answer": row["wrong"], "wrong": row["answer"]} for row in rows]
+    file = str(write(tmp_path / "pairs.jsonl", rows))
+    every = interchange(Request(one, other, (1,), (1,), pairs=file))
+    assert 1 < every.summary["n_capable"] < len(rows)
+    some = interchange(Request(one, other, (1,), (1,), pairs=file, capable=True))
+    assert some.summary["n_pairs"] == some.summary["n_capable"] == every.summary["n_capable"]
+
+
 def test_several_answers_may_be_right(neox, tmp_path):
     rows = [PLAIN[0] | {"answer": ["jumps", "near"]}, *PLAIN[1:]]
     result = interchange(Request(str(neox), str(neox), (1,), (3,), pairs=str(write(tmp_path / "pairs.jsonl", rows))))

@@ -121,11 +121,10 @@ class Prompts(Report):
     def _summary(self, best: Place, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """The flat summary."""
         figures, base, ceiling = self.figures, self.base, self.ceiling
-        capable = (ceiling["logit_difference"] > 0) & (base["logit_difference"] < 0)
         return {
             "n_cells": len(figures),
             "n_pairs": len(self.pairs),
-            "n_capable": int(capable.sum()),
+            "n_capable": self.n_capable,
             "seconds": manifest["wall_time_s"],
             "peak_gib": manifest["peak_memory_mib"] / 1024,
             "base_logit_difference": float(base["logit_difference"].mean()),

@@ -105,6 +105,7 @@ class Report:
         self.request, self.src, self.dst, self.pairs = request, *sides, pairs
         self.figures: dict[Place, dict[str, float]] = {}
         self.engine: dict[str, Any] = {}
+        self.n_capable = 0  # pairs whose donor src answers rightly and whose base dst answers otherwise
         own = Reader(self.built_in, pairs)
         assert pairs.base_logits is not None
         own.on(None)(pairs.base_logits[None, :])

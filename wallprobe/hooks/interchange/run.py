@@ -23,11 +23,11 @@ from wallprobe.hooks.attach import remote, resume
 from wallprobe.hooks.attach import sites as of_block
 from wallprobe.hooks.attach.interventions import Intervention, NormMatched, OtherDonor, Swap
 from wallprobe.hooks.interchange import alignment, budget, places, sides, subspaces
-from wallprobe.hooks.interchange.batches import Batched
+from wallprobe.hooks.interchange.batches import MORE, Batched
 from wallprobe.hooks.interchange.engines import AGREEMENT, Looped, Resumed
 from wallprobe.hooks.interchange.pairs import PROGRAMS, TEXTS, Pairs
 from wallprobe.hooks.interchange.places import At, Place
-from wallprobe.hooks.interchange.reads import Reader
+from wallprobe.hooks.interchange.reads import Reader, chances
 from wallprobe.hooks.interchange.reports import Report, report_of
 from wallprobe.hooks.interchange.request import Request
 from wallprobe.hooks.interchange.sides import Side
@@ -293,17 +293,16 @@ def _run(made: Plan, device: str, on_cell: OnCell | None, watch: Stopwatch) -> R
     base = bases.run(cells)
     if fits.tokens is not None:
         fits = replace(fits, dst=_values(engine, fits.tokens, cells))
-        bases.run(cells)
     if request.subspace is not None:
         fits = replace(fits, spans=_spans(request, made.dst, cells, device))
     pairs = replace(pairs, donor_logits=said, base_logits=base)
     ceiling = _ceiling(engine, pairs, device) if pairs.kind == TEXTS else (said, more_of_src)
-    report = report_of(request, (made.src, made.dst), pairs, ceiling, bases.more())
-    if not bases.alone or pairs.kind == TEXTS:
+    more = bases.more()
+    report = report_of(request, (made.src, made.dst), pairs, ceiling, more)
+    report.n_capable = int(((_margin(pairs, said, more_of_src) > 0) & (_margin(pairs, base, more) < 0)).sum())
+    if bases.alone and pairs.kind == TEXTS:  # what dst says on the donors took the place of its bases
         bases.run(cells)
     selves = _checked_selves(made.dst.name, bases.self_patches(cells))
-    if not bases.alone:
-        bases.run(cells)
     cells = _swappable(made, bases, given)
     return _walk(made, bases, cells, given, fits, selves, report, on_cell).result(device, watch)
 
@@ -314,22 +313,23 @@ def _among_capable(made: Plan, device: str) -> Plan:
     Raises:
         ConfigError: if fewer than 2 are left.
     """
-    right: list[Tensor] = []
+    margins: list[Tensor] = []
     for side, which in ((made.src, "donor"), (made.dst, "base")):
-        said = Batched(side.engine(made.quick, made.request, device), made.pairs, which, device).run([])
+        batched = Batched(side.engine(made.quick, made.request, device), made.pairs, which, device)
+        margins.append(_margin(made.pairs, batched.run([]), batched.more()))
         side.close()
-        donors, other = (said.gather(1, made.pairs.answers[name][:, None])[:, 0] for name in _two_answers(made.pairs))
-        right.append(donors > other if which == "donor" else donors < other)
-    kept = (right[0] & right[1]).nonzero()[:, 0]
+    kept = ((margins[0] > 0) & (margins[1] < 0)).nonzero()[:, 0]
     if len(kept) < 2:
         raise ConfigError(f"the models answer {len(kept)} of {len(made.pairs)} pairs rightly; leave --capable out, or give other pairs")
     return replace(made, pairs=made.pairs.take(kept))
 
 
-def _two_answers(pairs: Pairs) -> tuple[str, str]:
-    """The donor's answer, and the base's own: `own` of runs, the other one of two."""
+def _margin(pairs: Pairs, logits: Float[Tensor, "pair vocab"], more: Mapping[str, Tensor]) -> Float[Tensor, " pair"]:
+    """Log-probability of the donor's whole answer less that of the base's own: `own` of runs, the other one of two."""
     first = pairs.donors_answer
-    return first, "own" if "own" in pairs.answers else next((name for name in pairs.answers if name != first), first)
+    other = "own" if "own" in pairs.answers else next((name for name in pairs.answers if name != first), first)
+    donors, bases = (chances(logits, pairs, name).cpu() + more.get(f"{MORE}{name}", 0.0) for name in (first, other))
+    return donors - bases
 
 
 def _hold(engine: Looped, made: Plan, fits: Fits) -> None:
@@ -443,8 +443,6 @@ def _walk(
             found = {arm: next(rows) for arm in arms[place]}
             if place in checked:
                 apart = max(apart, _check(bases, place, arms[place]["treated"], found["treated"], report, made.pairs.kind == PROGRAMS))
-                if not bases.alone:
-                    bases.run(cells)
             fit, span = fitted[place], fits.span(place)
             r2 = {} if made.request.align == "none" or fit is None else {"alignment_r2": fit.held_out_r2}
             report.cell(place, found, changes[place], selves[place], r2 | ({} if span is None else span.figures()))
